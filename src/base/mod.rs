@@ -1,0 +1,15 @@
+//! Plain values and small tools that every other module may use. No I/O but the clock.
+//!
+//! Siblings (modules of equal rank) never meet directly; they exchange the values of this module.
+pub(crate) mod clock;
+pub(crate) mod container;
+pub(crate) mod error;
+pub(crate) mod id;
+pub(crate) mod image;
+pub(crate) mod pod;
+pub(crate) mod security;
+pub(crate) mod stats;
+#[cfg(feature = "daemon")]
+pub(crate) mod tasks;
+#[cfg(feature = "daemon")]
+pub(crate) mod telemetry;

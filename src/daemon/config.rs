@@ -1,0 +1,486 @@
+//! The configuration: one flat TOML file.
+//!
+//! Each key is described once, in [`Config`]; the commented default file (`berth config default`,
+//! `deploy/config.toml`) is made from that. A key nobody knows is an error that names the nearest one; a
+//! value that is not built yet is an error that says so.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Where the configuration is looked for when none is named; it may be absent there.
+pub(crate) const DEFAULT_PATH: &str = "/etc/berth/config.toml";
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// The file cannot be read.
+    #[error("read the configuration {}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, or a value of the wrong type.
+    #[error("{}: {text}", path.display())]
+    Syntax {
+        /// Which file.
+        path: PathBuf,
+        /// With line and column.
+        text: String,
+    },
+    /// A key that does not exist.
+    #[error(
+        "{}: unknown key `{key}`: did you mean `{nearest}`? (`berth config default` prints all keys)",
+        path.display()
+    )]
+    UnknownKey {
+        /// Which file.
+        path: PathBuf,
+        /// As written.
+        key: String,
+        /// The known key most like it.
+        nearest: &'static str,
+    },
+    /// A value that cannot be.
+    #[error("{}: {key} = {value}: {mend}", path.display())]
+    Value {
+        /// Which file.
+        path: PathBuf,
+        /// Which key.
+        key: &'static str,
+        /// As understood.
+        value: String,
+        /// What is wrong, and what to write instead.
+        mend: String,
+    },
+}
+
+/// A key, for the default file and for the search of the nearest.
+struct Key {
+    name: &'static str,
+    doc: &'static [&'static str],
+}
+
+macro_rules! config {
+    ($($(#[doc = $doc:literal])+ $name:ident: $kind:ty = $default:expr;)+) => {
+        /// Every key of the configuration.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub(crate) struct Config {
+            $($(#[doc = $doc])+ pub(crate) $name: $kind,)+
+        }
+
+        impl Default for Config {
+            fn default() -> Self {
+                Self { $($name: $default,)+ }
+            }
+        }
+
+        /// Every key in the order of the file.
+        const KEYS: &[Key] = &[$(Key { name: stringify!($name), doc: &[$($doc),+] },)+];
+    };
+}
+
+config! {
+    /// Unix socket on which CRI is served (kubelet's --container-runtime-endpoint). Mode 0660, root only.
+    socket: PathBuf = "/run/berth/berth.sock".into();
+    /// Directory of what survives a reboot: images, layers, records, writable layers. One daemon at a time.
+    root: PathBuf = "/var/lib/berth".into();
+    /// Directory of what does not survive a reboot: sockets and files of running pods. On a tmpfs.
+    state: PathBuf = "/run/berth".into();
+    /// Directories with a `hosts.toml` per registry, one or a list; the first that knows a registry counts.
+    registry_config_path: Directories =
+        Directories(vec!["/etc/berth/certs.d".into(), "/etc/containerd/certs.d".into()]);
+    /// Unix socket for NRI plugins. This version does not open it yet.
+    nri_socket: PathBuf = "/var/run/nri/nri.sock".into();
+    /// Who makes cgroups: `cgroupfs` (berth itself), or `auto`. `systemd` is not built yet.
+    cgroup_driver: String = "auto".to_owned();
+    /// Cgroup for pods whose configuration names no parent, and for the monitors.
+    cgroup_root: String = "/berth".to_owned();
+    /// Pod network: `bridge` (built in, needs no plugin). `cni` is not built yet.
+    network: String = "bridge".to_owned();
+    /// Name of the bridge that joins the pods. It and its addresses belong to this daemon alone.
+    bridge: String = "berth0".to_owned();
+    /// IPv4 addresses for pods, until kubelet gives the node's pod CIDR. Empty: no IPv4.
+    ipv4_pool: String = "10.85.0.0/16".to_owned();
+    /// IPv6 addresses for pods. Empty: no IPv6.
+    ipv6_pool: String = "fd85:2b6f:7e10::/64".to_owned();
+    /// Directory of CNI configurations. They are not used yet; Status tells of one that lies there.
+    cni_config_dir: PathBuf = "/etc/cni/net.d".into();
+    /// The program berth-monitor. Empty: beside the program berth.
+    monitor: PathBuf = PathBuf::new();
+    /// How many monitors are kept ready, so that a pod need not wait for its own.
+    monitor_pool: usize = 1;
+    /// Mount writable layers with overlayfs's `volatile`: no sync at unmount. They are not used after a reboot.
+    volatile_overlay: bool = true;
+    /// Bytes after which a line of a container's log is split into parts.
+    max_log_line: u32 = 16384;
+    /// Image name that `Status` reports for kubeadm's check. Pods need no such image; none is ever pulled.
+    sandbox_image: String = "registry.k8s.io/pause:3.10.1".to_owned();
+    /// Address on which exec, attach and port-forward are streamed to kubelet. Keep it on the loopback.
+    stream_address: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    /// Port of the same. 0: any free one.
+    stream_port: u16 = 0;
+    /// Layers that are downloaded at a time, over all pulls.
+    max_concurrent_downloads: usize = 6;
+    /// Seconds without a byte after which a pull fails.
+    pull_progress_timeout: u64 = 60;
+    /// What is logged to stderr: `error`, `warn`, `info`, `debug`, `trace`, or per module as in `info,berth::images=debug`.
+    log_level: String = "info".to_owned();
+    /// How it is logged: `text` or `json`.
+    log_format: String = "text".to_owned();
+}
+
+/// One directory, or a list of them.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(transparent)]
+pub(crate) struct Directories(pub(crate) Vec<PathBuf>);
+
+impl<'de> Deserialize<'de> for Directories {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "a path or a list of paths")]
+        enum Either {
+            One(PathBuf),
+            Many(Vec<PathBuf>),
+        }
+        Ok(Self(match Either::deserialize(deserializer)? {
+            Either::One(path) => vec![path],
+            Either::Many(paths) => paths,
+        }))
+    }
+}
+
+impl Config {
+    /// The configuration in a file; without a name, that of the default place or, if none is there, the
+    /// defaults.
+    ///
+    /// # Errors
+    /// [`ConfigError`], for each of its reasons.
+    pub(crate) fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let place = path.unwrap_or(Path::new(DEFAULT_PATH));
+        match std::fs::read_to_string(place) {
+            Ok(text) => Self::parse(place, &text),
+            Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
+            Err(source) => Err(ConfigError::Read {
+                path: place.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    /// The configuration in a text; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let syntax = |error: toml::de::Error| ConfigError::Syntax {
+            path: path.to_owned(),
+            text: error.to_string().trim_end().to_owned(),
+        };
+        let table: toml::Table = toml::from_str(text).map_err(syntax)?;
+        for key in table.keys() {
+            if !KEYS.iter().any(|known| known.name == key) {
+                return Err(ConfigError::UnknownKey {
+                    path: path.to_owned(),
+                    key: key.clone(),
+                    nearest: nearest(key),
+                });
+            }
+        }
+        let config: Self = toml::from_str(text).map_err(syntax)?;
+        config
+            .check()
+            .map_err(|(key, value, mend)| ConfigError::Value {
+                path: path.to_owned(),
+                key,
+                value,
+                mend,
+            })?;
+        Ok(config)
+    }
+
+    /// Key, value and mend of the first value that cannot be.
+    fn check(&self) -> Result<(), (&'static str, String, String)> {
+        let bad =
+            |key, value: &dyn std::fmt::Debug, mend: String| Err((key, format!("{value:?}"), mend));
+        let directories = self.registry_config_path.0.iter().map(PathBuf::as_path);
+        let mut paths = vec![
+            ("socket", self.socket.as_path()),
+            ("root", &self.root),
+            ("state", &self.state),
+            ("nri_socket", &self.nri_socket),
+            ("cgroup_root", Path::new(&self.cgroup_root)),
+            ("cni_config_dir", &self.cni_config_dir),
+        ];
+        paths.extend(directories.map(|path| ("registry_config_path", path)));
+        if !self.monitor.as_os_str().is_empty() {
+            paths.push(("monitor", &self.monitor));
+        }
+        for (key, path) in paths {
+            let climbs = path.components().any(|part| part.as_os_str() == "..");
+            if !path.is_absolute() || climbs {
+                return bad(key, &path, "use an absolute path without `..`".to_owned());
+            }
+        }
+        if self.socket.as_os_str().len() > 107 {
+            return bad(
+                "socket",
+                &self.socket,
+                "use at most 107 bytes: the kernel takes no longer address".to_owned(),
+            );
+        }
+        if self.root == self.state {
+            let mend = "use another directory than that of `root`".to_owned();
+            return bad("state", &self.state, mend);
+        }
+        one_of(
+            "cgroup_driver",
+            &self.cgroup_driver,
+            &["auto", "cgroupfs"],
+            &["systemd"],
+        )?;
+        one_of("network", &self.network, &["bridge"], &["cni"])?;
+        one_of("log_format", &self.log_format, &["text", "json"], &[])?;
+        let name = self.bridge.as_bytes();
+        let fine = |c: &u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
+        if name.is_empty() || name.len() > 15 || !name.iter().all(fine) {
+            let mend = "use 1 to 15 letters, digits, `-`, `_` and `.`".to_owned();
+            return bad("bridge", &self.bridge, mend);
+        }
+        pool("ipv4_pool", &self.ipv4_pool, IpAddr::is_ipv4, 30)?;
+        pool("ipv6_pool", &self.ipv6_pool, IpAddr::is_ipv6, 126)?;
+        if self.max_concurrent_downloads == 0 {
+            let mend = "use at least 1".to_owned();
+            return bad("max_concurrent_downloads", &0, mend);
+        }
+        if self.max_log_line < 80 {
+            let mend = "use at least 80".to_owned();
+            return bad("max_log_line", &self.max_log_line, mend);
+        }
+        if crate::daemon::logging::filter(&self.log_level).is_none() {
+            let mend = "use `error`, `warn`, `info`, `debug` or `trace`, or a list such as `info,berth::images=debug`";
+            return bad("log_level", &self.log_level, mend.to_owned());
+        }
+        Ok(())
+    }
+
+    /// The configuration as a JSON object, with what others look for in it: kubeadm reads `sandboxImage`,
+    /// critest `stateDir`.
+    pub(crate) fn to_json(&self) -> String {
+        let mut value = serde_json::to_value(self).unwrap_or_default();
+        value["sandboxImage"] = self.sandbox_image.clone().into();
+        value["stateDir"] = self.state.to_string_lossy().into();
+        value["rootDir"] = self.root.to_string_lossy().into();
+        value.to_string()
+    }
+}
+
+fn one_of(
+    key: &'static str,
+    value: &str,
+    built: &[&str],
+    coming: &[&str],
+) -> Result<(), (&'static str, String, String)> {
+    if built.contains(&value) {
+        return Ok(());
+    }
+    let choice = built
+        .iter()
+        .map(|one| format!("\"{one}\""))
+        .collect::<Vec<_>>()
+        .join(" or ");
+    let mend = match coming.contains(&value) {
+        true => format!("not built in this version of berth: use {choice}"),
+        false => format!("use {choice}"),
+    };
+    Err((key, format!("{value:?}"), mend))
+}
+
+/// An address range such as `10.85.0.0/16`, or nothing.
+fn pool(
+    key: &'static str,
+    text: &str,
+    family: fn(&IpAddr) -> bool,
+    longest: u8,
+) -> Result<(), (&'static str, String, String)> {
+    let parsed = text.split_once('/').and_then(|(address, prefix)| {
+        Some((address.parse::<IpAddr>().ok()?, prefix.parse::<u8>().ok()?))
+    });
+    match parsed {
+        _ if text.is_empty() => Ok(()),
+        Some((address, prefix)) if family(&address) && (8..=longest).contains(&prefix) => Ok(()),
+        _ => {
+            let family = &key[..4];
+            Err((
+                key,
+                format!("{text:?}"),
+                format!("use {family} address/prefix with a prefix of 8 to {longest}, or nothing"),
+            ))
+        }
+    }
+}
+
+/// The known key that takes the fewest changes to reach.
+fn nearest(key: &str) -> &'static str {
+    KEYS.iter()
+        .map(|known| known.name)
+        .min_by_key(|known| distance(key, known))
+        .unwrap_or_default()
+}
+
+/// How many insertions, deletions and replacements of a byte lie between two words.
+fn distance(a: &str, b: &str) -> usize {
+    let b = b.as_bytes();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut corner = i;
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replaced = corner + usize::from(x != *y);
+            corner = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(corner + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// The default file: each key with its description and default, commented out.
+pub(crate) fn default_file() -> String {
+    let defaults = toml::Table::try_from(Config::default()).unwrap_or_default();
+    let mut text = String::from(
+        "# berth's configuration (/etc/berth/config.toml). Every key is here with its default; all are optional.\n\
+         # This file is made by `berth config default`; `berth config check` reads one and tells what is wrong.\n",
+    );
+    for key in KEYS {
+        text.push('\n');
+        for line in key.doc {
+            let _infallible = writeln!(text, "#{line}").is_ok();
+        }
+        let value = defaults
+            .get(key.name)
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let _infallible = writeln!(text, "# {} = {value}", key.name).is_ok();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Config::parse(Path::new("c.toml"), text)
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn the_shipped_file_is_current() {
+        assert_eq!(
+            include_str!("../../deploy/config.toml"),
+            default_file(),
+            "write the output of `berth config default` to deploy/config.toml"
+        );
+    }
+
+    #[test]
+    fn the_default_file_means_the_defaults() {
+        let text = default_file();
+        let bare = Config::parse(Path::new("c"), &text).unwrap();
+        assert_eq!(bare, Config::default());
+        let set: String = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# "))
+            .filter(|line| {
+                line.split_once(" = ")
+                    .is_some_and(|(key, _)| KEYS.iter().any(|k| k.name == key))
+            })
+            .map(|line| format!("{line}\n"))
+            .collect();
+        assert_eq!(set.lines().count(), KEYS.len());
+        assert_eq!(Config::parse(Path::new("c"), &set).unwrap(), bare);
+    }
+
+    #[test]
+    fn unknown_keys_name_the_nearest() {
+        for (written, meant) in [
+            ("sokcet", "socket"),
+            ("roots", "root"),
+            ("loglevel", "log_level"),
+            ("cgroup_manager", "cgroup_driver"),
+        ] {
+            let text = error(&format!("{written} = 1"));
+            assert!(text.contains(&format!("did you mean `{meant}`")), "{text}");
+        }
+        assert!(error("[plugins]\na = 1").contains("unknown key `plugins`"));
+    }
+
+    #[test]
+    fn values_that_cannot_be_say_why() {
+        for (text, part) in [
+            ("network = \"cni\"", "not built in this version of berth"),
+            (
+                "cgroup_driver = \"systemd\"",
+                "not built in this version of berth",
+            ),
+            ("network = \"magic\"", "use \"bridge\""),
+            ("socket = \"berth.sock\"", "absolute path"),
+            ("root = \"/var/../x\"", "absolute path"),
+            ("bridge = \"a-name-too-long-for-linux\"", "15"),
+            ("ipv4_pool = \"fd00::/64\"", "ipv4 address/prefix"),
+            ("ipv6_pool = \"10.0.0.0/8\"", "ipv6 address/prefix"),
+            ("ipv4_pool = \"10.0.0.0\"", "prefix"),
+            ("log_level = \"loud\"", "log_level"),
+            ("log_format = \"xml\"", "json"),
+            ("max_concurrent_downloads = 0", "at least 1"),
+            ("monitor_pool = \"two\"", "monitor_pool"),
+            ("registry_config_path = 1", "path"),
+            ("socket = ", "1"),
+        ] {
+            let message = error(text);
+            assert!(
+                message.starts_with("c.toml: ") && message.contains(part),
+                "{text}: {message}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_list_or_one_path() {
+        let read = |text| {
+            Config::parse(Path::new("c"), text)
+                .unwrap()
+                .registry_config_path
+                .0
+        };
+        assert_eq!(read("registry_config_path = \"/a\""), [PathBuf::from("/a")]);
+        assert_eq!(
+            read("registry_config_path = [\"/a\", \"/b\"]"),
+            [PathBuf::from("/a"), PathBuf::from("/b")]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn distance_is_a_metric(a in "[a-c]{0,6}", b in "[a-c]{0,6}", c in "[a-c]{0,6}") {
+            prop_assert_eq!(distance(&a, &a), 0);
+            prop_assert_eq!(distance(&a, &b), distance(&b, &a));
+            prop_assert!(distance(&a, &c) <= distance(&a, &b) + distance(&b, &c));
+        }
+
+        #[test]
+        fn any_text_is_an_answer(text in "\\PC{0,80}") {
+            let _answer = Config::parse(Path::new("c"), &text).is_ok();
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! ExecSync, UpdateContainerResources and ReopenContainerLog.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::base::container::Resources;
+use crate::engine::Engine;
+use crate::engine::container::Container;
+use crate::engine::container_create::monitor_of;
+use crate::engine::container_start::state_error;
+use crate::engine::core::{blocking, blocking_step};
+use crate::engine::error::{EngineError, Result};
+use crate::engine::facade::ExecOutput;
+use crate::engine::state::{ContainerPhase, Refused};
+
+/// Most bytes of each of the two streams of an ExecSync: both and the rest fit kubelet's 16 MiB.
+const OUTPUT_CAP: usize = 8 * 1024 * 1024 - 16 * 1024;
+
+/// Refuses a container that does not run.
+///
+/// # Errors
+/// [`EngineError::State`].
+pub(super) fn check_running(verb: &'static str, container: &Container) -> Result<()> {
+    match container.phase() {
+        ContainerPhase::Running => Ok(()),
+        other => Err(state_error(
+            verb,
+            container,
+            Refused {
+                state: other.adjective(),
+            },
+        )),
+    }
+}
+
+impl Engine {
+    /// Runs a command in a running container. A caller that hangs up leaves it running to its end or
+    /// its time limit.
+    ///
+    /// # Errors
+    /// [`EngineError::Timeout`]: the time limit passed, its processes are killed. [`EngineError::State`].
+    pub(super) async fn exec(
+        &self,
+        id: &str,
+        command: Vec<String>,
+        timeout_s: i64,
+    ) -> Result<ExecOutput> {
+        let container = self.core().container(id)?;
+        if command.is_empty() {
+            return Err(EngineError::Invalid {
+                field: "cmd",
+                value: String::new(),
+                mend: "name a command".to_owned(),
+            });
+        }
+        check_running("exec in", &container)?;
+        let limit = match u64::try_from(timeout_s) {
+            Ok(seconds) if seconds > 0 => Some(Duration::from_secs(seconds)),
+            _ => None,
+        };
+        let engine = self.clone();
+        self.task("ExecSync", async move {
+            let core = engine.core();
+            let monitor = monitor_of(&container.pod)?;
+            let (work, target) = (engine.clone(), Arc::clone(&container));
+            let plan = blocking("plan an exec", move || {
+                work.core()
+                    .lower
+                    .exec_plan(work.core(), &target, command, false)
+            })
+            .await?;
+            core.lower
+                .exec_sync(&monitor, container.id, &plan, limit, OUTPUT_CAP)
+                .await
+        })
+        .await
+    }
+
+    /// Changes the limits of a created or running container, all or none.
+    ///
+    /// # Errors
+    /// [`EngineError::State`]; [`EngineError::Step`]: the old limits are in force.
+    pub(super) async fn update(&self, id: &str, resources: Resources) -> Result<()> {
+        let container = self.core().container(id)?;
+        let engine = self.clone();
+        self.task("UpdateContainerResources", async move {
+            let _turn = container.lane.turn().await;
+            match container.phase() {
+                ContainerPhase::Created | ContainerPhase::Running => {}
+                other => {
+                    let state = other.adjective();
+                    return Err(state_error("update", &container, Refused { state }));
+                }
+            }
+            let core = engine.core();
+            let (cgroups, path) = (core.lower.cgroups.clone(), container.cgroup.clone());
+            let wanted = resources.clone();
+            blocking_step("update the container's limits", move || {
+                cgroups.update(&path, &wanted)
+            })
+            .await?;
+            let in_force = merged(&container.status().resources, resources);
+            Arc::make_mut(&mut container.lock().status).resources = in_force;
+            core.record_container(&container).await
+        })
+        .await
+    }
+
+    /// Opens the log of a running container again.
+    ///
+    /// # Errors
+    /// [`EngineError::State`]: it does not run; no file is made then.
+    pub(super) async fn reopen_log(&self, id: &str) -> Result<()> {
+        let container = self.core().container(id)?;
+        check_running("reopen the log of", &container)?;
+        let engine = self.clone();
+        self.task("ReopenContainerLog", async move {
+            let monitor = monitor_of(&container.pod)?;
+            engine.core().lower.reopen_log(&monitor, container.id).await
+        })
+        .await
+    }
+}
+
+/// The limits in force after an update: what it does not give stays.
+fn merged(old: &Resources, new: Resources) -> Resources {
+    let number = |old: i64, new: i64| if new == 0 { old } else { new };
+    let text = |old: &String, new: String| if new.is_empty() { old.clone() } else { new };
+    Resources {
+        cpu_period: number(old.cpu_period, new.cpu_period),
+        cpu_quota: number(old.cpu_quota, new.cpu_quota),
+        cpu_shares: number(old.cpu_shares, new.cpu_shares),
+        memory_limit: number(old.memory_limit, new.memory_limit),
+        oom_score_adj: number(old.oom_score_adj, new.oom_score_adj),
+        cpuset_cpus: text(&old.cpuset_cpus, new.cpuset_cpus),
+        cpuset_mems: text(&old.cpuset_mems, new.cpuset_mems),
+        hugepage_limits: match new.hugepage_limits.is_empty() {
+            true => old.hugepage_limits.clone(),
+            false => new.hugepage_limits,
+        },
+        unified: {
+            let mut unified = old.unified.clone();
+            unified.extend(new.unified);
+            unified
+        },
+        memory_swap_limit: number(old.memory_swap_limit, new.memory_swap_limit),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_update_does_not_give_stays() {
+        let old = Resources {
+            cpu_shares: 512,
+            memory_limit: 1 << 20,
+            cpuset_cpus: "0".to_owned(),
+            ..Resources::default()
+        };
+        let new = Resources {
+            cpu_quota: -1,
+            memory_limit: 1 << 21,
+            ..Resources::default()
+        };
+        let merged = merged(&old, new);
+        assert_eq!(merged.cpu_shares, 512);
+        assert_eq!(merged.cpu_quota, -1);
+        assert_eq!(merged.memory_limit, 1 << 21);
+        assert_eq!(merged.cpuset_cpus, "0");
+    }
+}

@@ -1,0 +1,152 @@
+//! RemoveContainer, and what undoing and restoring share with it. The log is the kubelet's and stays.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::base::tasks::Tasks;
+use crate::engine::Engine;
+use crate::engine::container::Container;
+use crate::engine::container_start::state_error;
+use crate::engine::core::{blocking, make_directory, remove_directory};
+use crate::engine::error::{CleanUp, EngineError, Result};
+use crate::engine::state::{ContainerInput, ContainerPhase};
+
+impl Engine {
+    /// Removes a container, killing it first if it runs; one that nobody knows is fine.
+    ///
+    /// # Errors
+    /// [`EngineError::CleanUp`] names each step that failed; a repetition tries them again.
+    pub(super) async fn remove(&self, id: &str) -> Result<()> {
+        let container = match self.core().container(id) {
+            Err(EngineError::NotFound { .. }) => return Ok(()),
+            found => found?,
+        };
+        self.remove_in_task(container).await
+    }
+
+    /// The removal as a task of its own.
+    ///
+    /// # Errors
+    /// As [`Engine::remove`].
+    pub(super) async fn remove_in_task(&self, container: Arc<Container>) -> Result<()> {
+        let engine = self.clone();
+        self.task("RemoveContainer", async move {
+            let _turn = container.lane.turn().await;
+            if engine.core().containers.get(container.id).is_none() {
+                return Ok(());
+            }
+            engine.remove_container_in_turn(&container).await
+        })
+        .await
+    }
+
+    async fn remove_container_in_turn(&self, container: &Arc<Container>) -> Result<()> {
+        let core = self.core();
+        if container.phase() == ContainerPhase::Running {
+            self.kill(container).await?;
+        }
+        let mut clean_up = CleanUp::default();
+        let record = core
+            .container_input(container, ContainerInput::Remove, |_| {})
+            .map_err(|source| state_error("remove", container, source))?;
+        if record {
+            clean_up.note("record", core.record_container(container).await);
+        }
+        self.erase(container, &mut clean_up).await;
+        if clean_up.is_clean() {
+            let pod = &container.pod;
+            core.containers.remove(container.id);
+            pod.lock().containers.remove(&container.id);
+            let key = (
+                pod.id,
+                container.config.name.clone(),
+                container.config.attempt,
+            );
+            core.container_names.release(&key, container.id);
+            let _told = core
+                .container_input(container, ContainerInput::Gone, |_| {})
+                .is_ok();
+        }
+        clean_up.finish("container", container.id)
+    }
+
+    /// Removes what is left of a container that does not run: the waiting process of one never started,
+    /// its cgroup, writable layer, files and record.
+    pub(super) async fn erase(&self, container: &Arc<Container>, clean_up: &mut CleanUp) {
+        let core = self.core();
+        let removed = match container.pod.monitor() {
+            Some(monitor) => core.lower.forget(&monitor, container.id).await,
+            None => Ok(()),
+        };
+        // A monitor that does not answer does not hold up the removal: its processes go by cgroup.
+        if let Err(error) = removed {
+            tracing::warn!(container.id = %container.id, error = %crate::base::error::chain(&error),
+                "the monitor did not forget a container");
+        }
+        let (cgroups, path) = (core.lower.cgroups.clone(), container.cgroup.clone());
+        let files = core.pod_directory(container.pod.id);
+        let (directory, trash) = (core.container_directory(container.id), core.trash());
+        let id = container.id;
+        let erased = blocking("remove a container's cgroup and files", move || {
+            let mut steps = CleanUp::default();
+            steps.note("kill", cgroups.kill(&path));
+            steps.note("cgroup", cgroups.remove(&path));
+            for suffix in ["plan", "json"] {
+                let file = files.join(format!("{id}.{suffix}"));
+                steps.note("file", remove_file(&file));
+            }
+            steps.note("writable layer", discard(&directory, &trash));
+            steps.finish("files of container", id)
+        });
+        clean_up.note("erase", erased.await);
+        if clean_up.is_clean() {
+            core.lower.release(id);
+            clean_up.note("record", core.forget_container(container).await);
+            self.empty_trash();
+        }
+    }
+
+    /// Deletes what waits in the trash, in the background; what a crash leaves there the next start
+    /// deletes.
+    pub(super) fn empty_trash(&self) {
+        let trash = self.core().trash();
+        let _emptied = self.core().tasks.spawn(async move {
+            let done = Tasks::blocking(move || empty(&trash)).await;
+            if let Ok(Err(error)) = done {
+                tracing::warn!(error = %crate::base::error::chain(&error), "the trash could not be emptied");
+            }
+        });
+    }
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(EngineError::io(format!("remove {}", path.display()))(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Moves a directory out of the way, so that its place is free at once.
+pub(super) fn discard(directory: &Path, trash: &Path) -> Result<()> {
+    make_directory(trash, 0o700)?;
+    let name = directory.file_name().unwrap_or_default();
+    match std::fs::rename(directory, trash.join(name)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(EngineError::io(
+            format!("move {} to the trash", directory.display()),
+        )(error)),
+        _ => Ok(()),
+    }
+}
+
+fn empty(trash: &Path) -> Result<()> {
+    let entries = match std::fs::read_dir(trash) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(EngineError::io(format!("read {}", trash.display())))?,
+    };
+    for entry in entries.flatten() {
+        remove_directory(&entry.path())?;
+    }
+    Ok(())
+}

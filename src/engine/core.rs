@@ -1,0 +1,406 @@
+//! What all verbs share: the tables, transitions with their events, and records.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::broadcast;
+
+use crate::base::container::EventKind;
+use crate::base::error::HasKind;
+use crate::base::id::{ContainerId, Id, PodId};
+use crate::base::pod::PodMetadata;
+use crate::base::tasks::Tasks;
+use crate::engine::container::{Container, ContainerInner, ContainerRecord};
+use crate::engine::error::{EngineError, Result};
+use crate::engine::facade::EngineEvent;
+use crate::engine::lower::Lower;
+use crate::engine::names::Names;
+use crate::engine::pod::{Pod, PodInner, PodRecord};
+use crate::engine::state::{ContainerInput, Effect, PodInput, Refused};
+use crate::engine::table::{Found, Stamps, Table};
+use crate::store::{Durability, Records};
+
+/// Events kept for a slow listener.
+const EVENT_BACKLOG: usize = 1024;
+/// Format of the records.
+const FORMAT: u32 = 1;
+
+/// Everything the engine owns.
+#[derive(Debug)]
+pub(crate) struct Core {
+    /// `root`: what survives a reboot.
+    pub(crate) root: PathBuf,
+    /// `state`: what does not.
+    pub(crate) state: PathBuf,
+    /// Cgroup below which pods without a parent of their own are made, and the monitors'.
+    pub(crate) cgroup_root: String,
+    /// Mount overlays with `volatile`.
+    pub(crate) volatile: bool,
+    /// Name of the sandbox image that kubeadm reads; nothing is ever pulled for it.
+    pub(crate) sandbox_image: String,
+    /// Who owns the tasks.
+    pub(crate) tasks: Tasks,
+    /// The layers below.
+    pub(crate) lower: Lower,
+    /// Pods that are complete.
+    pub(crate) pods: Table<PodId, Pod>,
+    /// Pods that are being made. Only cAdvisor may see them: it asks once, as soon as their cgroup appears.
+    pub(crate) arriving: Table<PodId, Pod>,
+    /// Containers that are complete.
+    pub(crate) containers: Table<ContainerId, Container>,
+    /// Names of pods.
+    pub(crate) pod_names: Names<PodMetadata, PodId, Arc<EngineError>>,
+    /// Names of containers in their pods.
+    pub(crate) container_names: Names<(PodId, String, u32), ContainerId, Arc<EngineError>>,
+    /// Cgroup parents that we made and must remove.
+    pub(crate) made_parents: Mutex<BTreeSet<String>>,
+    /// Times that only grow.
+    pub(crate) stamps: Stamps,
+    pod_records: Arc<Records<PodRecord>>,
+    container_records: Arc<Records<ContainerRecord>>,
+    events: broadcast::Sender<EngineEvent>,
+}
+
+/// The directories and settings of an engine.
+#[derive(Clone, Debug)]
+pub(crate) struct EngineConfig {
+    /// What survives a reboot: records, layers, writable layers (`/var/lib/berth`).
+    pub(crate) root: PathBuf,
+    /// What does not: sockets, pod files, plans (`/run/berth`).
+    pub(crate) state: PathBuf,
+    /// Cgroup below which pods without a parent of their own are made, and the monitors' (`/berth`).
+    pub(crate) cgroup_root: String,
+    /// The binary `berth-monitor`.
+    pub(crate) monitor: PathBuf,
+    /// How many monitors are kept ready for pods to come.
+    pub(crate) ready_monitors: usize,
+    /// Mount overlays with `volatile`: a writable layer is never used again after a reboot.
+    pub(crate) volatile: bool,
+    /// Bytes after which a log line is split.
+    pub(crate) max_log_line: u32,
+    /// Name of the sandbox image that kubeadm reads; nothing is ever pulled for it.
+    pub(crate) sandbox_image: String,
+}
+
+impl Core {
+    /// Opens the records; nothing is restored yet.
+    ///
+    /// # Errors
+    /// [`EngineError::Store`]: the directories cannot be used.
+    pub(crate) fn open(config: EngineConfig, lower: Lower, tasks: Tasks) -> Result<Self> {
+        let pod_records = Records::open(config.root.join("pods"), FORMAT)?;
+        let container_records = Records::open(config.root.join("containers"), FORMAT)?;
+        Ok(Self {
+            root: config.root,
+            state: config.state,
+            cgroup_root: config.cgroup_root.trim_end_matches('/').to_owned(),
+            volatile: config.volatile,
+            sandbox_image: config.sandbox_image,
+            tasks,
+            lower,
+            pods: Table::default(),
+            arriving: Table::default(),
+            containers: Table::default(),
+            pod_names: Names::default(),
+            container_names: Names::default(),
+            made_parents: Mutex::default(),
+            stamps: Stamps::default(),
+            pod_records: Arc::new(pod_records),
+            container_records: Arc::new(container_records),
+            events: broadcast::channel(EVENT_BACKLOG).0,
+        })
+    }
+
+    /// The records of both kinds.
+    pub(crate) fn records(&self) -> (Arc<Records<PodRecord>>, Arc<Records<ContainerRecord>>) {
+        (
+            Arc::clone(&self.pod_records),
+            Arc::clone(&self.container_records),
+        )
+    }
+
+    /// A listener of events.
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<EngineEvent> {
+        self.events.subscribe()
+    }
+
+    /// A new id.
+    ///
+    /// # Errors
+    /// [`EngineError::Step`]: the kernel gives no random bytes.
+    pub(crate) fn new_id() -> Result<Id> {
+        crate::sys::random::bytes()
+            .map(Id::from_bytes)
+            .map_err(EngineError::io("take random bytes for an id"))
+    }
+
+    /// Directory of a pod's files, gone after a reboot.
+    pub(crate) fn pod_directory(&self, id: PodId) -> PathBuf {
+        self.state.join("pods").join(id.to_string())
+    }
+
+    /// Directory of a container's writable layer.
+    pub(crate) fn container_directory(&self, id: ContainerId) -> PathBuf {
+        self.root.join("containers").join(id.to_string())
+    }
+
+    /// Where directories wait for their deletion.
+    pub(crate) fn trash(&self) -> PathBuf {
+        self.root.join("trash")
+    }
+
+    /// A pod by unambiguous prefix.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::Ambiguous`].
+    pub(crate) fn pod(&self, id: &str) -> Result<Arc<Pod>> {
+        match self.pods.find(id) {
+            Found::One(pod) => Ok(pod),
+            Found::None => Err(EngineError::no_pod(id)),
+            Found::Many => Err(EngineError::Ambiguous {
+                what: "pod sandbox",
+                id: id.to_owned(),
+            }),
+        }
+    }
+
+    /// A container by unambiguous prefix.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::Ambiguous`].
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>> {
+        match self.containers.find(id) {
+            Found::One(container) => Ok(container),
+            Found::None => Err(EngineError::no_container(id)),
+            Found::Many => Err(EngineError::Ambiguous {
+                what: "container",
+                id: id.to_owned(),
+            }),
+        }
+    }
+
+    /// Moves a pod on: the new state, what `change` adds to it, and the events. True: its record is to
+    /// be written.
+    ///
+    /// # Errors
+    /// [`Refused`]: nothing has changed.
+    pub(crate) fn pod_input(
+        &self,
+        pod: &Pod,
+        input: PodInput,
+        change: impl FnOnce(&mut PodInner),
+    ) -> std::result::Result<bool, Refused> {
+        let _order = pod.order.lock().unwrap_or_else(PoisonError::into_inner);
+        let effects = {
+            let mut inner = pod.lock();
+            let (phase, effects) = inner.phase.next(input)?;
+            inner.phase = phase;
+            change(&mut inner);
+            Arc::make_mut(&mut inner.status).state = phase.shown();
+            effects
+        };
+        Ok(self.apply(effects, pod, &pod.id.to_string(), input == PodInput::Gone))
+    }
+
+    /// Moves a container on, as [`Core::pod_input`] does.
+    ///
+    /// # Errors
+    /// [`Refused`]: nothing has changed.
+    pub(crate) fn container_input(
+        &self,
+        container: &Container,
+        input: ContainerInput,
+        change: impl FnOnce(&mut ContainerInner),
+    ) -> std::result::Result<bool, Refused> {
+        let pod = &container.pod;
+        let _order = pod.order.lock().unwrap_or_else(PoisonError::into_inner);
+        let (effects, ended) = {
+            let mut inner = container.lock();
+            let (phase, effects) = inner.phase.next(input)?;
+            inner.phase = phase;
+            change(&mut inner);
+            Arc::make_mut(&mut inner.status).state = phase.shown();
+            (effects, !phase.alive())
+        };
+        let record = self.apply(effects, pod, &container.id.to_string(), false);
+        if ended {
+            container.ended.send_replace(true);
+        }
+        Ok(record)
+    }
+
+    /// Publishes what the effects say. True: the record is to be written.
+    fn apply(&self, effects: &[Effect], pod: &Pod, id: &str, pod_gone: bool) -> bool {
+        let mut record = false;
+        for effect in effects {
+            match effect {
+                Effect::Record => record = true,
+                Effect::Publish(kind) => self.publish(*kind, pod, id, pod_gone),
+            }
+        }
+        record
+    }
+
+    fn publish(&self, kind: EventKind, pod: &Pod, id: &str, pod_gone: bool) {
+        tracing::info!(pod.id = %pod.id, id, kind = ?kind, "event");
+        if self.events.receiver_count() == 0 {
+            return;
+        }
+        let event = EngineEvent {
+            id: id.to_owned(),
+            kind,
+            at: self.stamps.next(),
+            pod: (!pod_gone).then(|| pod.status()),
+            containers: if pod_gone {
+                vec![]
+            } else {
+                pod.container_statuses()
+            },
+        };
+        // Nobody listens any more: fine.
+        let _heard = self.events.send(event).is_ok();
+    }
+
+    /// The parents of a pod's cgroups, `path` included, that we make and so must remove: outermost first.
+    ///
+    /// # Errors
+    /// [`EngineError::Step`]: the path is malformed.
+    pub(crate) fn missing_parents(&self, path: &str) -> Result<Vec<String>> {
+        let mut made = self
+            .made_parents
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut missing = vec![];
+        let ends = path.match_indices('/').map(|(at, _)| at).skip(1);
+        for end in ends.chain([path.len()]) {
+            let parent = &path[..end];
+            if parent.is_empty() {
+                continue;
+            }
+            let dirs = self
+                .lower
+                .cgroups
+                .dirs(parent)
+                .map_err(EngineError::step("linux.cgroup_parent"))?;
+            if made.contains(parent) || !dirs.kill.exists() {
+                made.insert(parent.to_owned());
+                missing.push(parent.to_owned());
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Writes a pod's record as it is now. After [`Core::forget_pod`] it does nothing.
+    ///
+    /// # Errors
+    /// [`EngineError::Store`].
+    pub(crate) async fn record_pod(&self, pod: &Arc<Pod>) -> Result<()> {
+        let _turn = pod.record_lane.turn().await;
+        let Some(record) = pod.record() else {
+            return Ok(());
+        };
+        let records = Arc::clone(&self.pod_records);
+        blocking("write a pod's record", move || {
+            Ok(records.put(&record.id.to_string(), &record, Durability::Process)?)
+        })
+        .await
+    }
+
+    /// Removes a pod's record for good.
+    ///
+    /// # Errors
+    /// [`EngineError::Store`].
+    pub(crate) async fn forget_pod(&self, pod: &Arc<Pod>) -> Result<()> {
+        let _turn = pod.record_lane.turn().await;
+        pod.lock().gone = true;
+        let (records, id) = (Arc::clone(&self.pod_records), pod.id);
+        blocking("remove a pod's record", move || {
+            Ok(records.remove(&id.to_string())?)
+        })
+        .await
+    }
+
+    /// Writes a container's record as it is now. After [`Core::forget_container`] it does nothing.
+    ///
+    /// # Errors
+    /// [`EngineError::Store`].
+    pub(crate) async fn record_container(&self, container: &Arc<Container>) -> Result<()> {
+        let _turn = container.record_lane.turn().await;
+        let Some(record) = container.record() else {
+            return Ok(());
+        };
+        let records = Arc::clone(&self.container_records);
+        blocking("write a container's record", move || {
+            Ok(records.put(&record.id.to_string(), &record, Durability::Process)?)
+        })
+        .await
+    }
+
+    /// Removes a container's record for good.
+    ///
+    /// # Errors
+    /// [`EngineError::Store`].
+    pub(crate) async fn forget_container(&self, container: &Arc<Container>) -> Result<()> {
+        let _turn = container.record_lane.turn().await;
+        container.lock().gone = true;
+        let (records, id) = (Arc::clone(&self.container_records), container.id);
+        blocking("remove a container's record", move || {
+            Ok(records.remove(&id.to_string())?)
+        })
+        .await
+    }
+}
+
+/// Runs work that waits for the disk or the kernel beside the reactor.
+///
+/// # Errors
+/// Those of the work; [`EngineError::GivenUp`] when it panicked or the daemon ends.
+pub(crate) async fn blocking<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    Tasks::blocking(work)
+        .await
+        .unwrap_or(Err(EngineError::GivenUp { what }))
+}
+
+/// Runs blocking work of a lower layer; `step` says what is tried.
+///
+/// # Errors
+/// [`EngineError::Step`]; [`EngineError::GivenUp`] when it panicked or the daemon ends.
+pub(crate) async fn blocking_step<T: Send + 'static, E: HasKind + Send + Sync + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> std::result::Result<T, E> + Send + 'static,
+) -> Result<T> {
+    blocking(what, move || work().map_err(EngineError::step(what))).await
+}
+
+/// Makes a directory with its parents. Blocks on the disk.
+///
+/// # Errors
+/// [`EngineError::Step`].
+pub(crate) fn make_directory(path: &Path, mode: u32) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(EngineError::io(format!(
+            "make directory {}",
+            path.display()
+        )))
+}
+
+/// Removes a directory with all it holds; a missing one is fine. Blocks on the disk.
+///
+/// # Errors
+/// [`EngineError::Step`].
+pub(crate) fn remove_directory(path: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(EngineError::io(
+            format!("remove directory {}", path.display()),
+        )(error)),
+        _ => Ok(()),
+    }
+}

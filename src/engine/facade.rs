@@ -1,0 +1,108 @@
+//! What the verbs take and answer, as plain values.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::base::clock::Timestamp;
+use crate::base::container::{ContainerStatus, EventKind};
+use crate::base::image::FilesystemUsage;
+use crate::base::pod::PodStatus;
+use crate::base::stats::{CgroupStats, InterfaceStats};
+
+/// What `PodSandboxStatus` and `ContainerStatus` add when asked to be verbose: key to JSON text.
+pub(crate) type Info = BTreeMap<String, String>;
+
+/// Output of an ExecSync.
+#[derive(Debug, Default)]
+pub(crate) struct ExecOutput {
+    /// At most the cap (the whole reply fits 16 MiB).
+    pub(crate) stdout: Vec<u8>,
+    /// At most the cap.
+    pub(crate) stderr: Vec<u8>,
+    /// Exit code, or 128+n for signal n.
+    pub(crate) exit_code: i32,
+}
+
+/// Figures of one container.
+#[derive(Clone, Debug)]
+pub(crate) struct ContainerFigures {
+    /// Whose.
+    pub(crate) status: Arc<ContainerStatus>,
+    /// From its cgroup.
+    pub(crate) cgroup: CgroupStats,
+    /// Bytes per second of CPU, from two readings; absent before the second.
+    pub(crate) usage_nano_cores: Option<u64>,
+    /// Writable layer.
+    pub(crate) writable_layer: Option<FilesystemUsage>,
+}
+
+/// Figures of one pod.
+#[derive(Clone, Debug)]
+pub(crate) struct PodFigures {
+    /// Whose.
+    pub(crate) status: Arc<PodStatus>,
+    /// From the pod's parent cgroup where it has one of its own, else summed.
+    pub(crate) cgroup: CgroupStats,
+    /// CPU rate as above.
+    pub(crate) usage_nano_cores: Option<u64>,
+    /// Interfaces, the default one (eth0) first; empty with host network.
+    pub(crate) interfaces: Vec<InterfaceStats>,
+    /// Its running containers.
+    pub(crate) containers: Vec<ContainerFigures>,
+}
+
+/// One event of the event stream.
+#[derive(Clone, Debug)]
+pub(crate) struct EngineEvent {
+    /// Container, or pod for the sandbox's own events.
+    pub(crate) id: String,
+    /// What happened.
+    pub(crate) kind: EventKind,
+    /// When.
+    pub(crate) at: Timestamp,
+    /// The pod as it is then; absent only after its deletion.
+    pub(crate) pod: Option<Arc<PodStatus>>,
+    /// Its containers as they are then.
+    pub(crate) containers: Vec<Arc<ContainerStatus>>,
+}
+
+/// One condition of `Status`.
+#[derive(Clone, Debug)]
+pub(crate) struct Condition {
+    /// `RuntimeReady`, `NetworkReady`.
+    pub(crate) kind: &'static str,
+    /// True: fine.
+    pub(crate) status: bool,
+    /// CamelCase; empty when fine.
+    pub(crate) reason: String,
+    /// For people.
+    pub(crate) message: String,
+}
+
+/// What `Status` reports.
+#[derive(Clone, Debug)]
+pub(crate) struct RuntimeStatus {
+    /// Both conditions, always.
+    pub(crate) conditions: Vec<Condition>,
+    /// (name, recursive read-only mounts, user namespaces), `""` is the default handler.
+    pub(crate) handlers: Vec<(String, bool, bool)>,
+    /// SupplementalGroupsPolicy is honoured.
+    pub(crate) supplemental_groups_policy: bool,
+    /// Verbose only: key to JSON text.
+    pub(crate) info: Info,
+}
+
+/// What cAdvisor needs of a container or sandbox (containerd-shaped services).
+#[derive(Clone, Debug)]
+pub(crate) struct Inspection {
+    /// Labels, with `io.cri-containerd.kind` and the `io.kubernetes.*` ones.
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Image name; empty for a sandbox.
+    pub(crate) image: String,
+    /// OCI spec as JSON.
+    pub(crate) spec: String,
+    /// Pid of its first process; 0: not running.
+    pub(crate) pid: u32,
+    /// When it was made.
+    pub(crate) created_at: Timestamp,
+}

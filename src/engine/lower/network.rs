@@ -1,0 +1,155 @@
+//! Network of the pods, and the files that tell them their names.
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::base::id::PodId;
+use crate::base::stats::InterfaceStats;
+use crate::engine::core::blocking;
+use crate::engine::error::{EngineError, Result};
+use crate::engine::facade::Condition;
+use crate::engine::lower::Lower;
+use crate::engine::pod::Pod;
+use crate::network::{LivePod, dns};
+use crate::store::{Durability, write_atomic};
+
+/// What is asked for when a pod gives no DNS configuration.
+const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
+
+impl Lower {
+    /// A fresh network namespace for a pod; none with the node's network.
+    ///
+    /// # Errors
+    /// [`EngineError::Step`].
+    pub(crate) async fn netns(&self, pod: &Pod) -> Result<Option<OwnedFd>> {
+        if pod.host_network() {
+            return Ok(None);
+        }
+        let netns = self.network.netns().await;
+        netns
+            .map(Some)
+            .map_err(EngineError::step("make a network namespace"))
+    }
+
+    /// Connects a pod and writes its files; its addresses.
+    ///
+    /// # Errors
+    /// [`EngineError::Step`].
+    pub(crate) async fn attach(
+        &self,
+        pod: &Arc<Pod>,
+        netns: Option<&OwnedFd>,
+        directory: &Path,
+    ) -> Result<Vec<IpAddr>> {
+        let ips = match netns {
+            None => vec![],
+            Some(netns) => {
+                self.network
+                    .attach(pod.id, netns.as_fd(), &pod.config.port_mappings)
+                    .await
+                    .map_err(EngineError::step("connect the pod to the network"))?
+                    .ips
+            }
+        };
+        let (files, directory, known) = (Arc::clone(pod), directory.to_owned(), ips.clone());
+        blocking("write the pod's files", move || {
+            write_files(&files, &directory, &known)
+        })
+        .await?;
+        Ok(ips)
+    }
+
+    /// Disconnects a pod; one that is not connected is fine.
+    ///
+    /// # Errors
+    /// [`EngineError::Step`].
+    pub(crate) async fn detach(&self, pod: PodId) -> Result<()> {
+        self.network
+            .detach(pod)
+            .await
+            .map_err(EngineError::step("disconnect the pod from the network"))
+    }
+
+    /// Tells the network which pods live, after a restart. What others hold is freed.
+    pub(crate) async fn restore_network(&self, live: &[(PodId, u32)]) {
+        let live = live
+            .iter()
+            .map(|(id, pid)| LivePod {
+                id: *id,
+                netns: std::fs::File::open(format!("/proc/{pid}/ns/net"))
+                    .ok()
+                    .map(OwnedFd::from),
+            })
+            .collect();
+        if let Err(error) = self.network.restore(live).await {
+            tracing::error!(error = %crate::base::error::chain(&error),
+                "the network could not be restored completely");
+        }
+    }
+
+    /// Counters of the interfaces that this process sees; none when it is gone.
+    pub(crate) async fn interfaces(&self, pid: u32) -> Vec<InterfaceStats> {
+        self.network.interfaces(pid).await.unwrap_or_default()
+    }
+
+    /// CRI: condition `NetworkReady`. From memory.
+    pub(crate) fn network_condition(&self) -> Condition {
+        let (status, reason, message) = match self.network.readiness() {
+            // What an administrator should know although pods get their network.
+            Ok(()) => (true, String::new(), self.network.notices().join("; ")),
+            Err(trouble) => (false, trouble.reason.to_owned(), trouble.message),
+        };
+        Condition {
+            kind: "NetworkReady",
+            status,
+            reason,
+            message,
+        }
+    }
+
+    /// Takes the node's pod CIDRs.
+    ///
+    /// # Errors
+    /// [`EngineError::Step`].
+    pub(crate) async fn set_pod_cidr(&self, cidrs: &str) -> Result<()> {
+        self.network
+            .set_pod_cidr(cidrs)
+            .await
+            .map_err(EngineError::step("take the pod CIDR"))
+    }
+}
+
+fn write_files(pod: &Pod, directory: &Path, ips: &[IpAddr]) -> Result<()> {
+    let config = &pod.config;
+    dns::hostname(&config.hostname, pod.id, None).map_err(EngineError::step("sandbox config"))?;
+    let hostname = pod.hostname();
+    let host_resolv_conf = match &config.dns {
+        None => std::fs::read_to_string(HOST_RESOLV_CONF).unwrap_or_default(),
+        Some(dns) => {
+            dns::check(dns).map_err(EngineError::step("sandbox config"))?;
+            String::new()
+        }
+    };
+    let hosts = match pod.host_network() {
+        true => std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
+        false => dns::hosts(&hostname, ips),
+    };
+    for (name, text) in [
+        ("hosts", hosts),
+        ("hostname", format!("{hostname}\n")),
+        (
+            "resolv.conf",
+            dns::resolv_conf(config.dns.as_ref(), &host_resolv_conf),
+        ),
+    ] {
+        write_atomic(
+            &directory.join(name),
+            text.as_bytes(),
+            0o644,
+            Durability::Process,
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,198 @@
+//! OCI specs and plans.
+
+use std::path::Path;
+
+use crate::base::error::{HasKind as _, Kind};
+use crate::base::security::NamespaceMode;
+use crate::engine::container::Container;
+use crate::engine::core::{Core, make_directory};
+use crate::engine::error::{EngineError, Result};
+use crate::engine::lower::{Held, Lower};
+use crate::engine::pod::Pod;
+use crate::engine::state::ContainerPhase;
+use crate::runtime::cgroups::CgroupDirs;
+use crate::runtime::plan::{ExecPlan, Plan, Preamble};
+use crate::runtime::spec::{self, ContainerInput, SandboxInput, prepare};
+use crate::store::{Durability, write_atomic};
+
+/// What a container's process is made of; its cgroup exists.
+#[derive(Debug)]
+pub(crate) struct Materials {
+    /// Where its cgroup is.
+    pub(crate) dirs: CgroupDirs,
+    /// The plan.
+    pub(crate) plan: Plan,
+    /// Limits in effect.
+    pub(crate) resources: crate::base::container::Resources,
+    /// Effective stop signal.
+    pub(crate) stop_signal: i32,
+}
+
+/// How often a sandbox's cgroup is tried to be made again when its parent vanishes.
+const CREATE_ATTEMPTS: u32 = 5;
+
+impl Lower {
+    /// The plan of a sandbox; its OCI spec is written to the pod's directory, its cgroup made. Blocks.
+    ///
+    /// # Errors
+    /// [`EngineError::Step`].
+    pub(crate) fn prepare_sandbox(&self, core: &Core, pod: &Pod) -> Result<Plan> {
+        let cgroup = pod.pause_cgroup();
+        let failed = || "sandbox config";
+        let prepared = prepare::sandbox(&pod.config).map_err(EngineError::step(failed()))?;
+        let dirs = self
+            .cgroups
+            .dirs(&cgroup)
+            .map_err(EngineError::step("linux.cgroup_parent"))?;
+        let input = SandboxInput {
+            id: pod.id,
+            pod: &pod.config,
+            cgroup_join: dirs.join,
+            cgroup_path: &cgroup,
+            hostname: &pod.hostname(),
+            prepared: &prepared,
+        };
+        let built = spec::sandbox(&input, &self.host).map_err(EngineError::step(failed()))?;
+        let directory = core.pod_directory(pod.id);
+        make_directory(&directory, 0o711)?;
+        write_json(&directory.join(format!("{}.json", pod.id)), &built.spec)?;
+        let mut attempts = 0..CREATE_ATTEMPTS;
+        loop {
+            let made = self
+                .cgroups
+                .create(&cgroup, &built.resources, &built.device_rules);
+            match made {
+                // The last pod of the same parent has just taken the parent away.
+                Err(error) if error.kind() == Kind::NotFound && attempts.next().is_some() => {}
+                made => {
+                    made.map_err(EngineError::step(format!("make cgroup {cgroup}")))?;
+                    return Ok(built.plan);
+                }
+            }
+        }
+    }
+
+    /// The plan of a container; its OCI spec and plan are written to the pod's directory, its cgroup
+    /// made. Blocks.
+    ///
+    /// # Errors
+    /// [`EngineError::Step`], [`EngineError::Invalid`].
+    pub(crate) fn prepare_container(
+        &self,
+        core: &Core,
+        container: &Container,
+        held: &Held,
+    ) -> Result<Materials> {
+        let (pod, config) = (&container.pod, &container.config);
+        let failed = || "container config";
+        let prepared =
+            prepare::container(config, &self.host).map_err(EngineError::step(failed()))?;
+        let dirs = self
+            .cgroups
+            .dirs(&container.cgroup)
+            .map_err(EngineError::step("linux.cgroup_parent"))?;
+        let (files, own) = (
+            core.pod_directory(pod.id),
+            core.container_directory(container.id),
+        );
+        let input = ContainerInput {
+            pod_id: pod.id,
+            pod: &pod.config,
+            pod_directory: &files,
+            config,
+            image: &held.image,
+            layers: &held.layers,
+            upper: &own.join("upper"),
+            work: &own.join("work"),
+            volatile: core.volatile,
+            volumes_directory: &own.join("volumes"),
+            cgroup_join: dirs.join.clone(),
+            cgroup_path: &container.cgroup,
+            hostname: &pod.hostname(),
+            target: target_of(container)?,
+            image_volumes: &[],
+            prepared: &prepared,
+        };
+        let mut built = spec::container(&input, &self.host).map_err(EngineError::step(failed()))?;
+        let target = input.target.and_then(|id| core.containers.get(id));
+        let target = target.and_then(|target| target.lock().pid);
+        if let Some(pause) = pod.lock().pause_pid {
+            spec::oci::join(&mut built.spec, &built.plan, pause, target);
+        }
+        for (volume, _) in &built.plan.declared_volumes {
+            make_directory(volume, 0o755)?;
+        }
+        let plan = built
+            .plan
+            .encode()
+            .map_err(|error| EngineError::io("encode the plan")(std::io::Error::other(error)))?;
+        write(&files.join(format!("{}.plan", container.id)), &plan)?;
+        write_json(&files.join(format!("{}.json", container.id)), &built.spec)?;
+        self.cgroups
+            .create(&container.cgroup, &built.resources, &built.device_rules)
+            .map_err(EngineError::step(format!(
+                "make cgroup {}",
+                container.cgroup
+            )))?;
+        Ok(Materials {
+            dirs,
+            plan: built.plan,
+            resources: built.resources,
+            stop_signal: built.stop_signal,
+        })
+    }
+
+    /// The plan of one more process in a container. Blocks on tmpfs.
+    ///
+    /// # Errors
+    /// [`EngineError::Step`].
+    pub(crate) fn exec_plan(
+        &self,
+        core: &Core,
+        container: &Container,
+        command: Vec<String>,
+        terminal: bool,
+    ) -> Result<ExecPlan> {
+        let directory = core.pod_directory(container.pod.id);
+        let path = directory.join(format!("{}.plan", container.id));
+        let step = || format!("read the plan {}", path.display());
+        let bytes = std::fs::read(&path).map_err(EngineError::io(step()))?;
+        let decoded = Preamble::decode(&bytes).and_then(|(_, rest)| postcard::from_bytes(rest));
+        let plan: Plan =
+            decoded.map_err(|error| EngineError::io(step())(std::io::Error::other(error)))?;
+        spec::exec(&plan, command, terminal).map_err(EngineError::step("exec"))
+    }
+}
+
+/// The running container whose PID namespace is joined.
+fn target_of(container: &Container) -> Result<Option<crate::base::id::ContainerId>> {
+    let namespaces = &container.config.security.namespaces;
+    if namespaces.pid != NamespaceMode::Target {
+        return Ok(None);
+    }
+    let wanted = &namespaces.target_id;
+    let mut fits = container.pod.containers();
+    fits.retain(|other| {
+        !wanted.is_empty()
+            && other.id.to_string().starts_with(wanted.as_str())
+            && other.phase() == ContainerPhase::Running
+    });
+    match &fits[..] {
+        [one] => Ok(Some(one.id)),
+        _ => Err(EngineError::Invalid {
+            field: "linux.security_context.namespace_options.target_id",
+            value: wanted.clone(),
+            mend: "name a running container of the same pod sandbox".to_owned(),
+        }),
+    }
+}
+
+fn write(path: &Path, content: &[u8]) -> Result<()> {
+    Ok(write_atomic(path, content, 0o600, Durability::Process)?)
+}
+
+fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_vec(value)
+        .map_err(|error| EngineError::io("encode the OCI spec")(error.into()))?;
+    write(path, &text)
+}

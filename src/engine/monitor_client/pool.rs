@@ -1,0 +1,231 @@
+//! Monitors made ahead: a pod takes an idle one, another is started in the background.
+//!
+//! The monitor's program is read once, into a sealed memory file that all monitors run from: a file that is replaced
+//! on disk changes nothing for this daemon, and nothing in a pod can write to it (CVE-2019-5736).
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::base::id::PodId;
+use crate::base::tasks::Tasks;
+use crate::engine::monitor_client::{Events, MonitorClient, MonitorError, QUICK, Result};
+use crate::monitor::protocol::{Call, MAX_PACKET, Message, Reply, Request};
+use crate::sys::poll::{PollFd, PollFlags, poll};
+use crate::sys::spawn::Spawn;
+use crate::sys::{memfd, process, socket};
+
+/// How long a new monitor may take to answer for the first time.
+const FIRST_ANSWER: Duration = Duration::from_secs(20);
+
+/// What monitors are made of.
+#[derive(Clone, Debug)]
+pub(crate) struct MonitorConfig {
+    /// The program `berth-monitor`.
+    pub(crate) program: PathBuf,
+    /// How many idle ones are kept ready.
+    pub(crate) ready: usize,
+    /// Cgroup directories that monitors join: the v2 one, or one for each v1 hierarchy. They exist.
+    pub(crate) cgroups: Vec<PathBuf>,
+    /// Their `oom_score_adj` (-999), as far as the machine lets them.
+    pub(crate) oom_score_adj: i32,
+}
+
+/// Keeps idle monitors ready. Clones share it; idle ones end with the last clone.
+#[derive(Clone, Debug)]
+pub(crate) struct MonitorPool {
+    shared: Arc<Shared>,
+    tasks: Tasks,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: MonitorConfig,
+    program: OwnedFd,
+    idle: Mutex<Vec<Idle>>,
+}
+
+/// A monitor without a pod. It ends when this is dropped.
+#[derive(Debug)]
+struct Idle {
+    socket: Option<OwnedFd>,
+    pid: u32,
+    pidfd: Option<OwnedFd>,
+}
+
+impl Drop for Idle {
+    /// Closing the socket ends it at once; it is reaped here.
+    fn drop(&mut self) {
+        self.socket = None;
+        if let Some(pidfd) = &self.pidfd {
+            let mut set = [PollFd::new(pidfd, PollFlags::IN)];
+            let _ended = poll(&mut set, Some(Duration::from_secs(2)));
+            let _reaped = process::try_wait(pidfd.as_fd());
+        }
+    }
+}
+
+impl MonitorPool {
+    /// Loads the monitor's program and starts the first idle monitors.
+    ///
+    /// # Errors
+    /// The program cannot be read or does not run.
+    pub(crate) async fn new(config: MonitorConfig, tasks: Tasks) -> Result<Self> {
+        let load = move || {
+            let path = config.program.display().to_string();
+            let bytes =
+                std::fs::read(&config.program).map_err(MonitorError::io(format!("read {path}")))?;
+            let program = memfd::program("berth-monitor", &bytes)
+                .map_err(MonitorError::io("memfd_create for berth-monitor"))?;
+            let shared = Shared {
+                config,
+                program,
+                idle: Mutex::default(),
+            };
+            shared.fill()?;
+            Ok(Arc::new(shared))
+        };
+        let shared = blocking(load).await?;
+        Ok(Self { shared, tasks })
+    }
+
+    /// A monitor for this pod, whose directory exists; its socket and exit records are made there.
+    ///
+    /// # Errors
+    /// [`MonitorError`]; no monitor of this pod is left then.
+    pub(crate) async fn take(
+        &self,
+        pod_id: PodId,
+        directory: &Path,
+    ) -> Result<(MonitorClient, Events)> {
+        let ready = self.shared.idle().pop();
+        let adopted = match ready {
+            Some(idle) => self.adopt(idle, pod_id, directory).await,
+            None => Err(MonitorError::Lost { call: "adopt" }),
+        };
+        let result = match adopted {
+            // There was none, or it had died meanwhile.
+            Err(MonitorError::Lost { .. }) => {
+                let shared = Arc::clone(&self.shared);
+                let idle = blocking(move || shared.spawn()).await?;
+                self.adopt(idle, pod_id, directory).await
+            }
+            other => other,
+        };
+        let shared = Arc::clone(&self.shared);
+        let _in_the_background = self.tasks.spawn(async move {
+            // A failure shows when the next pod needs a monitor.
+            let _filled = blocking(move || shared.fill()).await;
+        });
+        result
+    }
+
+    /// Ends the idle monitors and waits for that. No pod is to come any more. Blocks.
+    pub(crate) fn end_idle(&self) {
+        let idle = std::mem::take(&mut *self.shared.idle());
+        drop(idle);
+    }
+
+    async fn adopt(
+        &self,
+        mut idle: Idle,
+        pod_id: PodId,
+        directory: &Path,
+    ) -> Result<(MonitorClient, Events)> {
+        let parts = (idle.socket.take(), idle.pidfd.take());
+        let (Some(socket), Some(pidfd)) = parts else {
+            return Err(MonitorError::Lost { call: "adopt" });
+        };
+        let (client, events) = MonitorClient::new(socket, idle.pid, pidfd, &self.tasks)?;
+        let call = Call::Adopt {
+            pod_id,
+            directory: directory.to_owned(),
+        };
+        match client.done("adopt", call, Vec::new(), QUICK).await {
+            Ok(_none) => Ok((client, events)),
+            Err(error) => {
+                let _best_effort = client.kill_monitor().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Idle>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts monitors until as many as wanted are idle. Blocks.
+    fn fill(&self) -> Result<()> {
+        while self.idle().len() < self.config.ready {
+            let idle = self.spawn()?;
+            self.idle().push(idle);
+        }
+        Ok(())
+    }
+
+    /// Starts one monitor and puts it where monitors belong. Blocks.
+    fn spawn(&self) -> Result<Idle> {
+        let (ours, theirs) = socket::pair().map_err(MonitorError::io("socketpair"))?;
+        let child = Spawn::descriptor(self.program.as_fd(), "berth-monitor")
+            .pass(theirs.as_fd())
+            .session()
+            .start()
+            .map_err(|source| MonitorError::Spawn { source })?;
+        drop(theirs);
+        let idle = Idle {
+            socket: Some(ours),
+            pid: child.pid,
+            pidfd: Some(child.pidfd),
+        };
+        if let Some(socket) = &idle.socket {
+            self.prepare(socket)?;
+        }
+        Ok(idle)
+    }
+
+    fn prepare(&self, socket: &OwnedFd) -> Result<()> {
+        const CALL: &str = "prepare";
+        let request = Request {
+            sequence: 0,
+            call: Call::Prepare {
+                cgroups: self.config.cgroups.clone(),
+                oom_score_adj: self.config.oom_score_adj,
+            },
+        };
+        let packet =
+            postcard::to_allocvec(&request).map_err(|source| MonitorError::Plan { source })?;
+        let lost = |_closed| MonitorError::Lost { call: CALL };
+        socket::send(socket.as_fd(), &packet, &[]).map_err(lost)?;
+        let mut set = [PollFd::new(socket, PollFlags::IN)];
+        let ready = poll(&mut set, Some(FIRST_ANSWER)).map_err(MonitorError::io("poll"))?;
+        if ready == 0 {
+            return Err(MonitorError::Deadline {
+                call: CALL,
+                after: FIRST_ANSWER,
+            });
+        }
+        let mut buffer = vec![0; MAX_PACKET];
+        let received = socket::receive(socket.as_fd(), &mut buffer).map_err(lost)?;
+        match postcard::from_bytes(&buffer[..received.bytes]) {
+            Ok(Message::Reply {
+                reply: Reply::Done, ..
+            }) => Ok(()),
+            _ if received.bytes == 0 => Err(MonitorError::Lost { call: CALL }),
+            _ => Err(MonitorError::Unexpected { call: CALL }),
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    Tasks::blocking(work)
+        .await
+        .map_err(|join| MonitorError::Io {
+            operation: "start a monitor".into(),
+            source: std::io::Error::other(join),
+        })?
+}

@@ -1,0 +1,334 @@
+//! The stats calls: read when asked, rates from two readings, nothing polled.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::base::clock::Timestamp;
+use crate::base::container::{ContainerFilter, ContainerState};
+use crate::base::image::FilesystemUsage;
+use crate::base::pod::PodFilter;
+use crate::base::stats::CgroupStats;
+use crate::engine::Engine;
+use crate::engine::container::Container;
+use crate::engine::core::{Core, blocking};
+use crate::engine::error::{EngineError, Result};
+use crate::engine::facade::{ContainerFigures, PodFigures};
+use crate::engine::pod::Pod;
+use crate::engine::state::Refused;
+
+/// Readings closer than this do not make a new rate: the one before is repeated.
+const RATE_WINDOW: Duration = Duration::from_millis(500);
+/// How long a measured writable layer is not measured again.
+const LAYER_AGE: Duration = Duration::from_secs(8);
+
+/// CPU rate from two readings, and the last measure of the writable layer.
+#[derive(Debug, Default)]
+pub(crate) struct Rate {
+    base: Option<(i64, u64)>,
+    rate: Option<u64>,
+    layer: Option<(i64, FilesystemUsage)>,
+}
+
+impl Rate {
+    /// Nanoseconds of CPU per second since the reading before; absent at the first.
+    pub(crate) fn reading(&mut self, stats: &CgroupStats) -> Option<u64> {
+        let (now, used) = (stats.timestamp.0, stats.cpu_usage_ns?);
+        match self.base {
+            Some((then, before)) if now > then => {
+                let elapsed = u64::try_from(now - then).unwrap_or(u64::MAX);
+                if u128::from(elapsed) >= RATE_WINDOW.as_nanos() || self.rate.is_none() {
+                    let grown = u128::from(used.saturating_sub(before));
+                    let rate = grown * 1_000_000_000 / u128::from(elapsed);
+                    self.rate = Some(u64::try_from(rate).unwrap_or(u64::MAX));
+                }
+                if u128::from(elapsed) >= RATE_WINDOW.as_nanos() {
+                    self.base = Some((now, used));
+                }
+            }
+            Some(_) => {}
+            None => self.base = Some((now, used)),
+        }
+        self.rate
+    }
+
+    /// The writable layer as measured a moment ago.
+    fn fresh_layer(&self, now: i64) -> Option<FilesystemUsage> {
+        let age = i64::try_from(LAYER_AGE.as_nanos()).unwrap_or(i64::MAX);
+        let (then, usage) = self.layer.as_ref()?;
+        (now.saturating_sub(*then) < age).then(|| usage.clone())
+    }
+}
+
+/// Bytes and inodes of everything below a directory; what vanishes meanwhile does not count.
+pub(crate) fn tree_usage(directory: &Path) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt as _;
+    let (mut bytes, mut inodes) = (0, 0);
+    let mut directories = vec![directory.to_owned()];
+    let mut linked = std::collections::BTreeSet::new();
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let Ok(metadata) = entry.metadata() else {
+                continue;
+            };
+            if metadata.nlink() > 1
+                && !metadata.is_dir()
+                && !linked.insert((metadata.dev(), metadata.ino()))
+            {
+                continue;
+            }
+            bytes += metadata.blocks() * 512;
+            inodes += 1;
+            if metadata.is_dir() {
+                directories.push(entry.path());
+            }
+        }
+    }
+    (bytes, inodes)
+}
+
+/// What a container's writable layer takes, measured at most a few seconds ago.
+fn writable_layer(core: &Core, container: &Container) -> FilesystemUsage {
+    let now = Timestamp::now().0;
+    if let Some(usage) = container.lock().rate.fresh_layer(now) {
+        return usage;
+    }
+    let directory = core.container_directory(container.id).join("upper");
+    let (used_bytes, inodes_used) = tree_usage(&directory);
+    let usage = FilesystemUsage {
+        mountpoint: core.root.display().to_string(),
+        used_bytes,
+        inodes_used,
+    };
+    container.lock().rate.layer = Some((now, usage.clone()));
+    usage
+}
+
+fn container_figures(core: &Core, container: &Container) -> ContainerFigures {
+    let cgroup = core.lower.cgroups.stats(&container.cgroup);
+    let usage_nano_cores = container.lock().rate.reading(&cgroup);
+    let layer = writable_layer(core, container);
+    ContainerFigures {
+        status: container.status(),
+        cgroup,
+        usage_nano_cores,
+        writable_layer: Some(layer),
+    }
+}
+
+fn pod_figures(core: &Core, pod: &Pod) -> PodFigures {
+    let containers: Vec<_> = pod
+        .containers()
+        .iter()
+        .filter(|container| container.status().state == ContainerState::Running)
+        .map(|container| container_figures(core, container))
+        .collect();
+    let shared = pod
+        .cgroup_parent
+        .starts_with(&format!("{}/", core.cgroup_root))
+        || core.pods.all().iter().any(|other| {
+            other.id != pod.id && other.is_ready() && other.cgroup_parent == pod.cgroup_parent
+        });
+    let cgroup = if shared {
+        let pause = core.lower.cgroups.stats(&pod.pause_cgroup());
+        sum(pause, containers.iter().map(|figures| &figures.cgroup))
+    } else {
+        core.lower.cgroups.stats(&pod.cgroup_parent)
+    };
+    let usage_nano_cores = pod.lock().rate.reading(&cgroup);
+    PodFigures {
+        status: pod.status(),
+        cgroup,
+        usage_nano_cores,
+        interfaces: vec![],
+        containers,
+    }
+}
+
+/// Adds up what several cgroups tell; limits and pressure have no sum.
+fn sum<'a>(first: CgroupStats, others: impl Iterator<Item = &'a CgroupStats>) -> CgroupStats {
+    let add = |a: Option<u64>, b: Option<u64>| match (a, b) {
+        (Some(a), Some(b)) => Some(a.saturating_add(b)),
+        (a, b) => a.or(b),
+    };
+    others.fold(
+        CgroupStats {
+            memory_limit: None,
+            swap_limit: None,
+            pids_limit: None,
+            cpu_psi: None,
+            memory_psi: None,
+            io_psi: None,
+            ..first
+        },
+        |total, one| CgroupStats {
+            timestamp: total.timestamp.max(one.timestamp),
+            cpu_usage_ns: add(total.cpu_usage_ns, one.cpu_usage_ns),
+            cpu_user_ns: add(total.cpu_user_ns, one.cpu_user_ns),
+            cpu_system_ns: add(total.cpu_system_ns, one.cpu_system_ns),
+            memory_usage: add(total.memory_usage, one.memory_usage),
+            memory_working_set: add(total.memory_working_set, one.memory_working_set),
+            memory_rss: add(total.memory_rss, one.memory_rss),
+            memory_cache: add(total.memory_cache, one.memory_cache),
+            memory_mapped_file: add(total.memory_mapped_file, one.memory_mapped_file),
+            memory_kernel: add(total.memory_kernel, one.memory_kernel),
+            memory_failcnt: add(total.memory_failcnt, one.memory_failcnt),
+            page_faults: add(total.page_faults, one.page_faults),
+            major_page_faults: add(total.major_page_faults, one.major_page_faults),
+            swap_usage: add(total.swap_usage, one.swap_usage),
+            oom_kills: add(total.oom_kills, one.oom_kills),
+            pids: add(total.pids, one.pids),
+            ..total
+        },
+    )
+}
+
+impl Engine {
+    /// Usage of the filesystems of images and of containers.
+    ///
+    /// # Errors
+    /// [`EngineError::GivenUp`] at shutdown only.
+    pub(super) async fn filesystems(&self) -> Result<(Vec<FilesystemUsage>, Vec<FilesystemUsage>)> {
+        let engine = self.clone();
+        blocking("measure the filesystems", move || {
+            let core = engine.core();
+            let mut all = FilesystemUsage {
+                mountpoint: core.root.display().to_string(),
+                ..FilesystemUsage::default()
+            };
+            for container in core.containers.all() {
+                let layer = writable_layer(core, &container);
+                all.used_bytes += layer.used_bytes;
+                all.inodes_used += layer.inodes_used;
+            }
+            Ok((vec![core.lower.images.fs_usage()], vec![all]))
+        })
+        .await
+    }
+
+    /// Figures of one container, whatever its state.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`].
+    pub(super) async fn figures(&self, id: &str) -> Result<ContainerFigures> {
+        let container = self.core().container(id)?;
+        let engine = self.clone();
+        blocking("read stats", move || {
+            Ok(container_figures(engine.core(), &container))
+        })
+        .await
+    }
+
+    /// Figures of the running containers that the filter selects.
+    ///
+    /// # Errors
+    /// [`EngineError::GivenUp`] at shutdown only.
+    pub(super) async fn all_figures(
+        &self,
+        filter: &ContainerFilter,
+    ) -> Result<Vec<ContainerFigures>> {
+        let mut selected = self.select_containers(filter);
+        selected.retain(|container| container.status().state == ContainerState::Running);
+        let engine = self.clone();
+        blocking("read stats", move || {
+            let all = selected
+                .iter()
+                .map(|container| container_figures(engine.core(), container))
+                // Who ended meanwhile is left out.
+                .filter(|figures| figures.cgroup.cpu_usage_ns.is_some())
+                .collect();
+            Ok(all)
+        })
+        .await
+    }
+
+    /// Figures of a ready pod.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::State`].
+    pub(super) async fn figures_of_pod(&self, id: &str) -> Result<PodFigures> {
+        let pod = self.core().pod(id)?;
+        if !pod.is_ready() {
+            return Err(EngineError::State {
+                verb: "read the stats of",
+                what: "pod sandbox",
+                id: pod.id.to_string(),
+                source: Refused { state: "not ready" },
+            });
+        }
+        self.read_pods(vec![pod])
+            .await?
+            .pop()
+            .ok_or_else(|| EngineError::no_pod(id))
+    }
+
+    /// Figures of the ready pods that the filter selects.
+    ///
+    /// # Errors
+    /// [`EngineError::GivenUp`] at shutdown only.
+    pub(super) async fn all_figures_of_pods(&self, filter: &PodFilter) -> Result<Vec<PodFigures>> {
+        let mut selected = self.select_pods(filter);
+        selected.retain(|pod| pod.is_ready());
+        self.read_pods(selected).await
+    }
+
+    async fn read_pods(&self, pods: Vec<Arc<Pod>>) -> Result<Vec<PodFigures>> {
+        let engine = self.clone();
+        let mut figures: Vec<PodFigures> = blocking("read stats", move || {
+            Ok(pods
+                .iter()
+                .map(|pod| pod_figures(engine.core(), pod))
+                .collect())
+        })
+        .await?;
+        for figures in &mut figures {
+            let pod = self.core().pods.get(figures.status.id);
+            let pid = pod
+                .filter(|pod| !pod.host_network())
+                .and_then(|pod| pod.lock().pause_pid);
+            if let Some(pid) = pid {
+                figures.interfaces = self.core().lower.interfaces(pid).await;
+            }
+        }
+        Ok(figures)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_come_from_two_readings() {
+        let mut rate = Rate::default();
+        let at = |ms: i64, used: u64| CgroupStats {
+            timestamp: Timestamp(ms * 1_000_000),
+            cpu_usage_ns: Some(used),
+            ..CgroupStats::default()
+        };
+        assert_eq!(rate.reading(&at(1_000, 0)), None);
+        assert_eq!(rate.reading(&at(1_100, 50_000_000)), Some(500_000_000));
+        assert_eq!(rate.reading(&at(1_200, 50_000_000)), Some(500_000_000));
+        assert_eq!(rate.reading(&at(3_000, 4_000_000_000)), Some(2_000_000_000));
+        assert_eq!(rate.reading(&at(4_000, 4_000_000_000)), Some(0));
+        // A clock set back does no harm.
+        assert_eq!(rate.reading(&at(2_000, 5_000_000_000)), Some(0));
+    }
+
+    #[test]
+    fn hard_links_count_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("a");
+        crate::store::write_atomic(&file, &[7; 8192], 0o600, crate::store::Durability::Durable)
+            .unwrap();
+        std::fs::hard_link(&file, directory.path().join("b")).unwrap();
+        std::fs::create_dir(directory.path().join("c")).unwrap();
+        let (bytes, inodes) = tree_usage(directory.path());
+        assert_eq!(inodes, 2);
+        assert!((8192..32768).contains(&bytes), "{bytes}");
+    }
+}

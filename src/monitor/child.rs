@@ -1,0 +1,243 @@
+//! A process that was cloned for the pod: pause, a container's first process, an exec.
+//!
+//! The one place that calls `runtime` to make processes. Every child goes through the same life:
+//!
+//! ```text
+//! Setup --Ready--> Waiting --start--> Starting --control closed--> Running --+
+//!   |                 |                  |                                   |--reaped--> Ended
+//!   +--- report of a failure, silence, too late ---> Failing --reaped--> (gone, Failed is sent)
+//! ```
+//! Pause has no Waiting: its control socket closes when it runs.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use crate::monitor::link::Asked;
+use crate::runtime::create::{self, CreateRequest, Received, Spawned};
+use crate::runtime::exec::{self, ExecRequest};
+use crate::runtime::plan::{Fault, Report};
+use crate::sys::{fd, process, signal};
+
+/// Where a child is in its life.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// Cloned, on its way.
+    Setup {
+        /// Who waits for it.
+        asked: Asked,
+        /// When it is given up.
+        deadline: Instant,
+    },
+    /// It waits for its start.
+    Waiting,
+    /// Told to start.
+    Starting {
+        /// Who waits for it.
+        asked: Asked,
+        /// When it is given up.
+        deadline: Instant,
+    },
+    /// It has executed its program.
+    Running,
+    /// It failed before its exec; it is dead or dying.
+    Failing {
+        /// Who waits for it.
+        asked: Asked,
+        /// Why.
+        fault: Fault,
+    },
+    /// It was reaped.
+    Ended,
+}
+
+/// A child and its control socket.
+#[derive(Debug)]
+pub(crate) struct Child {
+    /// Stays this child's until it is reaped.
+    pub(crate) pid: u32,
+    /// Its identity.
+    pub(crate) pidfd: OwnedFd,
+    /// Open until it has executed.
+    pub(crate) control: Option<OwnedFd>,
+    /// Where it is in its life.
+    pub(crate) phase: Phase,
+}
+
+/// What a child says on its control socket.
+#[derive(Debug)]
+pub(crate) enum Said {
+    /// Nothing yet.
+    Nothing,
+    /// It waits for its start.
+    Ready {
+        /// User id.
+        uid: u32,
+        /// Group id.
+        gid: u32,
+        /// Supplementary groups.
+        groups: Vec<u32>,
+        /// Master of its terminal.
+        terminal: Option<OwnedFd>,
+    },
+    /// It failed and ends.
+    Failed(Fault),
+    /// It has executed its program, or ended without a word.
+    Closed,
+}
+
+impl Child {
+    /// Clones pause or a container's first process. `streams`: its stdin, stdout, stderr.
+    ///
+    /// # Errors
+    /// What failed; no process is left.
+    pub(crate) fn create(
+        request: CreateRequest<'_>,
+        asked: Asked,
+        deadline: Instant,
+    ) -> Result<Self, Fault> {
+        Self::of(create::spawn(request)?, asked, deadline)
+    }
+
+    /// Clones one more process into a container.
+    ///
+    /// # Errors
+    /// What failed; no process is left.
+    pub(crate) fn exec(
+        request: ExecRequest<'_>,
+        asked: Asked,
+        deadline: Instant,
+    ) -> Result<Self, Fault> {
+        Self::of(exec::spawn(request)?, asked, deadline)
+    }
+
+    fn of(spawned: Spawned, asked: Asked, deadline: Instant) -> Result<Self, Fault> {
+        let child = Self {
+            pid: spawned.pid,
+            pidfd: spawned.pidfd,
+            control: Some(spawned.control),
+            phase: Phase::Setup { asked, deadline },
+        };
+        if let Some(control) = &child.control
+            && let Err(error) = fd::set_nonblocking(control.as_fd(), true)
+        {
+            child.kill();
+            return Err(fault("fcntl", "O_NONBLOCK", &error));
+        }
+        Ok(child)
+    }
+
+    /// Takes what the child says next.
+    pub(crate) fn listen(&self) -> Said {
+        let Some(control) = &self.control else {
+            return Said::Nothing;
+        };
+        match create::receive(control.as_fd()) {
+            Ok(Received::Report(Report::Ready { uid, gid, groups }, terminal)) => Said::Ready {
+                uid,
+                gid,
+                groups,
+                terminal,
+            },
+            Ok(Received::Report(Report::Failed(fault), _)) => Said::Failed(fault),
+            Ok(Received::Closed) => Said::Closed,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Said::Nothing,
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Said::Closed,
+            Err(error) => Said::Failed(fault("recvmsg", "control socket", &error)),
+        }
+    }
+
+    /// Lets it execute its program.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub(crate) fn start(&mut self, asked: Asked, deadline: Instant) -> Result<(), Fault> {
+        let control = self.control.as_ref().ok_or_else(|| check("not waiting"))?;
+        create::start(control.as_fd())
+            .map_err(|error| fault("sendmsg", "control socket", &error))?;
+        self.phase = Phase::Starting { asked, deadline };
+        Ok(())
+    }
+
+    /// Sends a signal; a child that has ended is fine.
+    ///
+    /// # Errors
+    /// The kernel refuses the signal (its number).
+    pub(crate) fn signal(&self, number: i32) -> Result<(), Fault> {
+        if self.is_ended() {
+            return Ok(());
+        }
+        process::send_signal(self.pidfd.as_fd(), number)
+            .map(drop)
+            .map_err(|error| fault("pidfd_send_signal", &number.to_string(), &error))
+    }
+
+    /// Kills it.
+    pub(crate) fn kill(&self) {
+        let _ended_already = self.signal(signal::SIGKILL);
+    }
+
+    /// Gives the child up: it is killed, and who asked hears `fault` when it is gone.
+    pub(crate) fn fail(&mut self, fault: Fault) {
+        if let Phase::Setup { asked, .. } | Phase::Starting { asked, .. } = self.phase {
+            self.kill();
+            self.control = None;
+            self.phase = Phase::Failing { asked, fault };
+        }
+    }
+
+    /// When it is given up, if somebody waits for it.
+    pub(crate) const fn deadline(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Setup { deadline, .. } | Phase::Starting { deadline, .. } => Some(deadline),
+            _ => None,
+        }
+    }
+
+    /// Gives it up where its time is over.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        if self.deadline().is_some_and(|deadline| deadline <= now) {
+            const ETIMEDOUT: i32 = 110;
+            self.fail(Fault {
+                errno: ETIMEDOUT,
+                ..check("the process did not get ready in time")
+            });
+        }
+    }
+
+    /// Whether it was reaped.
+    pub(crate) const fn is_ended(&self) -> bool {
+        matches!(self.phase, Phase::Ended)
+    }
+
+    /// Its pid while it lives.
+    pub(crate) fn live_pid(&self) -> Option<u32> {
+        (!self.is_ended()).then_some(self.pid)
+    }
+
+    /// Its pidfd while it lives.
+    pub(crate) fn live_pidfd(&self) -> Option<BorrowedFd<'_>> {
+        (!self.is_ended()).then(|| self.pidfd.as_fd())
+    }
+}
+
+/// A fault of the monitor's own work: a system call that failed.
+pub(crate) fn fault(operation: &str, argument: &str, error: &std::io::Error) -> Fault {
+    let mut argument = argument.to_owned();
+    argument.truncate(argument.floor_char_boundary(256));
+    Fault {
+        stage: "monitor".into(),
+        operation: operation.into(),
+        argument,
+        errno: error.raw_os_error().unwrap_or_default(),
+    }
+}
+
+/// A fault of the monitor's own work: a check that failed.
+pub(crate) fn check(what: &str) -> Fault {
+    Fault {
+        stage: "monitor".into(),
+        operation: "check".into(),
+        argument: what.into(),
+        errno: 0,
+    }
+}

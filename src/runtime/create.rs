@@ -1,0 +1,208 @@
+//! From a plan to a process: the parent's half. Called by the monitor, which has one thread.
+//!
+//! ```text
+//! monitor                                             child (cloned, one thread, own memory)
+//!   | spawn(): clone3 ------------------------------->  |  decodes the plan, joins, mounts, pivots, ...
+//!   |  <- Ready{uid, gid, groups} (+ pty master) ------ |  over the control socket
+//!   | start(): one byte ----------------------------->  |  seccomp, execve
+//!   |  <- end of file: the exec happened -------------- |
+//!   |  <- Failed(fault), then its exit ---------------- |  at any time instead
+//! ```
+//! Pause does not wait for a byte, and reports nothing when all goes well: end of file is its success.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use crate::runtime::init;
+use crate::runtime::plan::{Context, Fault, NamespaceSource, Preamble, Report};
+use crate::sys::file::{self, Mode, OFlags};
+use crate::sys::{clone, credentials, memfd, ns, process, signal, socket};
+
+/// Largest encoded [`Report`].
+pub(crate) const MAX_REPORT: usize = 128 * 1024;
+
+/// What makes one process.
+#[derive(Debug)]
+pub(crate) struct CreateRequest<'a> {
+    /// Memory file with an encoded `Plan`.
+    pub(crate) plan: BorrowedFd<'a>,
+    /// Pidfd of the pod's pause; absent for pause itself.
+    pub(crate) pause: Option<BorrowedFd<'a>>,
+    /// Network namespace, where the plan says `Passed`.
+    pub(crate) network: Option<BorrowedFd<'a>>,
+    /// Pidfd of the first process of the container that the plan's `Container` names (see `Preamble::pid`).
+    pub(crate) target: Option<BorrowedFd<'a>>,
+    /// stdin, stdout, stderr; unused with a terminal.
+    pub(crate) stdio: [BorrowedFd<'a>; 3],
+}
+
+/// A process that was cloned and is on its way.
+#[derive(Debug)]
+pub(crate) struct Spawned {
+    /// For display and /proc links.
+    pub(crate) pid: u32,
+    /// Its identity; it is a child of the caller.
+    pub(crate) pidfd: OwnedFd,
+    /// Control socket (`SOCK_SEQPACKET`, close-on-exec, blocking): see [`receive`] and [`start`]. Dropped before
+    /// `start`, the process ends.
+    pub(crate) control: OwnedFd,
+}
+
+/// What comes from the control socket.
+#[derive(Debug)]
+pub(crate) enum Received {
+    /// A report; the master of its terminal with `Ready`, if it has one.
+    Report(Report, Option<OwnedFd>),
+    /// It executed its program, or ended without a word: the pidfd tells.
+    Closed,
+}
+
+/// Clones a process that follows the plan up to its exec.
+///
+/// # Errors
+/// What failed before or in the clone. No process is left then. Later failures come by [`receive`].
+pub(crate) fn spawn(request: CreateRequest<'_>) -> Result<Spawned, Fault> {
+    let preamble = preamble(request.plan)?;
+    if preamble.user != NamespaceSource::Host {
+        let what = "a user namespace is not built yet: use the node's";
+        return Err(Fault::check("clone", "user namespace", what));
+    }
+    let pid = match &preamble.pid {
+        NamespaceSource::Host => PidNamespace::Ours,
+        NamespaceSource::New => PidNamespace::New,
+        NamespaceSource::Pod => PidNamespace::Of(needed(request.pause, "the pod's pause")?),
+        NamespaceSource::Container(id) => PidNamespace::Of(needed(request.target, id)?),
+        NamespaceSource::Passed => {
+            return Err(Fault::check("clone", "pid namespace", "cannot be passed"));
+        }
+    };
+    let mut descriptors = vec![request.plan];
+    descriptors.extend(request.stdio);
+    descriptors.extend(request.pause);
+    descriptors.extend(request.network);
+    descriptors.extend(request.target);
+    clone_child(pid, &preamble, &descriptors, |control, joined| {
+        init::create(&request, control, joined)
+    })
+}
+
+fn needed<'a>(fd: Option<BorrowedFd<'a>>, whose: &str) -> Result<BorrowedFd<'a>, Fault> {
+    let missing = || {
+        Fault::check(
+            "clone",
+            "pid namespace",
+            format_args!("of {whose}: not given"),
+        )
+    };
+    fd.ok_or_else(missing)
+}
+
+/// Reads the front of an encoded plan.
+///
+/// # Errors
+/// The number of `pread(2)`, or bytes that are no plan.
+pub(crate) fn preamble(plan: BorrowedFd<'_>) -> Result<Preamble, Fault> {
+    let bytes = memfd::read_front(plan, Preamble::MAX).context("clone", "pread", "plan")?;
+    let (preamble, _plan) =
+        Preamble::decode(&bytes).map_err(|error| Fault::check("clone", "decode plan", error))?;
+    Ok(preamble)
+}
+
+/// The PID namespace of a new process.
+pub(crate) enum PidNamespace<'a> {
+    /// The caller's.
+    Ours,
+    /// A new one.
+    New,
+    /// That of the process behind this pidfd.
+    Of(BorrowedFd<'a>),
+}
+
+/// Clones a child that runs `work` with its end of the control socket; the flag says that it is in its cgroup (v2)
+/// already.
+///
+/// # Errors
+/// What failed; no child is left.
+pub(crate) fn clone_child(
+    pid: PidNamespace<'_>,
+    preamble: &Preamble,
+    descriptors: &[BorrowedFd<'_>],
+    work: impl Fn(BorrowedFd<'_>, bool) -> i32,
+) -> Result<Spawned, Fault> {
+    const STAGE: &str = "clone";
+    // The child inherits this: nobody inside its namespaces may trace it before its exec.
+    credentials::set_not_dumpable().context(STAGE, "prctl", "PR_SET_DUMPABLE")?;
+    let (ours, childs) = socket::pair().context(STAGE, "socketpair", "control")?;
+    let mut keep: Vec<BorrowedFd<'_>> = descriptors.to_vec();
+    keep.push(childs.as_fd());
+    let cgroup = match &preamble.cgroup {
+        Some(path) => Some(open_directory(path)?),
+        None => None,
+    };
+    let flags = match pid {
+        PidNamespace::New => ns::flag::PID,
+        _ => 0,
+    };
+    let own = match pid {
+        PidNamespace::Of(pidfd) => {
+            let own = std::fs::File::open("/proc/self/ns/pid");
+            let own = own.context(STAGE, "open", "/proc/self/ns/pid")?;
+            ns::enter(pidfd, ns::flag::PID).context(STAGE, "setns", "pid namespace")?;
+            Some(own)
+        }
+        _ => None,
+    };
+    let cgroup = cgroup.as_ref().map(AsFd::as_fd);
+    let control = childs.as_fd();
+    let mut cloned = clone::clone(flags, cgroup, &keep, || work(control, true));
+    // Linux before 5.7 does not know the flag: the child joins by itself.
+    let old = |error: &std::io::Error| matches!(error.raw_os_error(), Some(7 | 22));
+    if cgroup.is_some() && cloned.as_ref().is_err_and(old) {
+        cloned = clone::clone(flags, None, &keep, || work(control, false));
+    }
+    let restored = own.map_or(Ok(()), |own| ns::enter(own.as_fd(), ns::flag::PID));
+    let cloned = cloned.context(STAGE, "clone3", "")?;
+    if let Err(error) = restored {
+        // Later children would come to live in a pod's namespace: better none at all.
+        let _gone = process::send_signal(cloned.pidfd.as_fd(), signal::SIGKILL);
+        let _reaped = process::wait(cloned.pidfd.as_fd());
+        return Err(Fault::call(STAGE, "setns", "own pid namespace", &error));
+    }
+    Ok(Spawned {
+        pid: cloned.pid,
+        pidfd: cloned.pidfd,
+        control: ours,
+    })
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, Fault> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    file::open(path, flags, Mode::empty()).context("cgroup", "open", path.display())
+}
+
+/// Reads one packet from the control socket. Blocks unless the socket was made non-blocking.
+///
+/// # Errors
+/// The number of `recvmsg(2)` (`WouldBlock`), or `InvalidData` for bytes that are no report.
+pub(crate) fn receive(control: BorrowedFd<'_>) -> std::io::Result<Received> {
+    let mut buffer = vec![0; MAX_REPORT]; // zeroed by the kernel, a page when touched
+    let packet = crate::sys::socket::receive(control, &mut buffer)?;
+    if packet.bytes == 0 {
+        return Ok(Received::Closed);
+    }
+    let bytes = buffer.get(..packet.bytes).unwrap_or_default();
+    let report = postcard::from_bytes(bytes)
+        .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))?;
+    Ok(Received::Report(
+        report,
+        packet.descriptors.into_iter().next(),
+    ))
+}
+
+/// Lets a process that reported `Ready` execute its program.
+///
+/// # Errors
+/// The number of `sendmsg(2)`; `EPIPE`: it has ended.
+pub(crate) fn start(control: BorrowedFd<'_>) -> std::io::Result<()> {
+    crate::sys::socket::send(control, b"x", &[])
+}

@@ -1,0 +1,171 @@
+//! What an image has at the place of a volume is copied into the volume, by descriptors only: names and links of the image
+//! lead nowhere else (CVE-2022-23648).
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::runtime::plan::{Context, Fault};
+use crate::sys::file::{
+    self, AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
+};
+
+use super::Step;
+
+const STAGE: &str = "volume";
+/// Deeper trees are refused: each level holds two descriptors.
+const MAX_DEPTH: u32 = 200;
+
+/// Copies the directory `from` (any descriptor of it) into `to`, if `to` is empty: owner, mode and times of the
+/// directory itself too.
+pub(super) fn directory(from: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &str) -> Step {
+    let (from, to) = (reopen(from, path)?, reopen(to, path)?);
+    let mut present = Dir::read_from(&to).context(STAGE, "getdents", path)?;
+    let dots = |name: &CStr| matches!(name.to_bytes(), b"." | b"..");
+    let used = present.any(|entry| entry.is_ok_and(|entry| !dots(entry.file_name())));
+    if used {
+        return Ok(());
+    }
+    contents(&from, &to, path, 0)?;
+    let status = file::fstat(&from).context(STAGE, "fstat", path)?;
+    attributes(&from, &to, path)?;
+    own(&to, &status, path)
+}
+
+/// A readable descriptor of a directory known by an `O_PATH` one.
+fn reopen(directory: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Fault> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    file::openat(directory, ".", flags, Mode::empty()).context(STAGE, "openat", path)
+}
+
+fn contents(from: &OwnedFd, to: &OwnedFd, path: &str, depth: u32) -> Step {
+    if depth > MAX_DEPTH {
+        return Err(Fault::check(
+            STAGE,
+            "copy",
+            format_args!("{path}: too deep"),
+        ));
+    }
+    let entries = Dir::read_from(from).context(STAGE, "getdents", path)?;
+    for entry in entries {
+        let entry = entry.context(STAGE, "getdents", path)?;
+        let name = entry.file_name();
+        if !matches!(name.to_bytes(), b"." | b"..") {
+            one(from, to, name, path, depth)?;
+        }
+    }
+    Ok(())
+}
+
+fn one(from: &OwnedFd, to: &OwnedFd, name: &CStr, path: &str, depth: u32) -> Step {
+    let status = file::statat(from, name, AtFlags::SYMLINK_NOFOLLOW);
+    let status = status.context(STAGE, "fstatat", path)?;
+    let mode = Mode::from_raw_mode(status.st_mode & 0o7777);
+    match FileType::from_raw_mode(status.st_mode) {
+        FileType::Directory => {
+            file::mkdirat(to, name, Mode::from_raw_mode(0o700)).context(STAGE, "mkdirat", path)?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let open = |parent: &OwnedFd| file::openat(parent, name, flags, Mode::empty());
+            let below = open(from).context(STAGE, "openat", path)?;
+            let copy = open(to).context(STAGE, "openat", path)?;
+            contents(&below, &copy, path, depth + 1)?;
+            attributes(&below, &copy, path)?;
+            own(&copy, &status, path)
+        }
+        FileType::RegularFile => {
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let source = file::openat(from, name, flags, Mode::empty());
+            let source = source.context(STAGE, "openat", path)?;
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            let target = file::openat(to, name, flags, Mode::from_raw_mode(0o600));
+            let target = target.context(STAGE, "openat", path)?;
+            bytes(&source, &target, path)?;
+            // The owner first: a change of owner clears set-user-id and file capabilities.
+            own(&target, &status, path)?;
+            attributes(&source, &target, path)
+        }
+        FileType::Symlink => {
+            let text = file::readlinkat(from, name, Vec::new());
+            let text = text.context(STAGE, "readlinkat", path)?;
+            file::symlinkat(&text, to, name).context(STAGE, "symlinkat", path)?;
+            own_by_name(to, name, &status, path)
+        }
+        // A socket without its process is nothing.
+        FileType::Socket => Ok(()),
+        kind => {
+            file::mknodat(to, name, kind, mode, status.st_rdev).context(STAGE, "mknodat", path)?;
+            own_by_name(to, name, &status, path)
+        }
+    }
+}
+
+fn bytes(source: &OwnedFd, target: &OwnedFd, path: &str) -> Step {
+    let mut buffer = vec![0; 128 * 1024];
+    loop {
+        let count =
+            crate::sys::fd::read(source.as_fd(), &mut buffer).context(STAGE, "read", path)?;
+        if count == 0 {
+            return Ok(());
+        }
+        let part = buffer.get(..count).unwrap_or_default();
+        crate::sys::fd::write_all(target.as_fd(), part).context(STAGE, "write", path)?;
+    }
+}
+
+fn times(status: &Stat) -> Timestamps {
+    let time = |seconds: i64, nanoseconds: u64| Timespec {
+        tv_sec: seconds,
+        tv_nsec: i64::try_from(nanoseconds).unwrap_or_default(),
+    };
+    Timestamps {
+        last_access: time(status.st_atime, status.st_atime_nsec),
+        last_modification: time(status.st_mtime, status.st_mtime_nsec),
+    }
+}
+
+fn own(target: &OwnedFd, status: &Stat, path: &str) -> Step {
+    let (uid, gid) = (Uid::from_raw(status.st_uid), Gid::from_raw(status.st_gid));
+    file::fchown(target, Some(uid), Some(gid)).context(STAGE, "fchown", path)?;
+    let mode = Mode::from_raw_mode(status.st_mode & 0o7777);
+    file::fchmod(target, mode).context(STAGE, "fchmod", path)?;
+    file::futimens(target, &times(status)).context(STAGE, "futimens", path)
+}
+
+fn own_by_name(to: &OwnedFd, name: &CStr, status: &Stat, path: &str) -> Step {
+    let (uid, gid) = (Uid::from_raw(status.st_uid), Gid::from_raw(status.st_gid));
+    let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+    file::chownat(to, name, Some(uid), Some(gid), nofollow).context(STAGE, "fchownat", path)?;
+    if FileType::from_raw_mode(status.st_mode) != FileType::Symlink {
+        let mode = Mode::from_raw_mode(status.st_mode & 0o7777);
+        file::chmodat(to, name, mode, AtFlags::empty()).context(STAGE, "fchmodat", path)?;
+    }
+    file::utimensat(to, name, &times(status), nofollow).context(STAGE, "utimensat", path)
+}
+
+/// Copies extended attributes, save overlayfs's own; a filesystem that has none takes none.
+fn attributes(source: &OwnedFd, target: &OwnedFd, path: &str) -> Step {
+    let mut names = vec![0; 64 * 1024];
+    let Ok(length) = file::flistxattr(source, &mut *names) else {
+        return Ok(());
+    };
+    let names = names.get(..length).unwrap_or_default();
+    for name in names.split_inclusive(|byte| *byte == 0) {
+        let Ok(name) = CStr::from_bytes_with_nul(name) else {
+            continue;
+        };
+        if name.to_bytes().starts_with(b"trusted.") {
+            continue;
+        }
+        let mut value = vec![0; 64 * 1024];
+        let Ok(length) = file::fgetxattr(source, name, &mut *value) else {
+            continue;
+        };
+        let value = value.get(..length).unwrap_or_default();
+        match file::fsetxattr(target, name, value, XattrFlags::empty()) {
+            Ok(()) => {}
+            Err(error) if std::io::Error::from(error).kind() == std::io::ErrorKind::Unsupported => {
+            }
+            Err(error) => return Err(Fault::call(STAGE, "fsetxattr", path, &error.into())),
+        }
+    }
+    Ok(())
+}

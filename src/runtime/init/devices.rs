@@ -1,0 +1,131 @@
+//! `/dev`: nodes, the usual links, the console. Made inside the new root, on a tmpfs that we mounted ourselves; where a
+//! mount of the user's lies over `/dev`, it is left as it is.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use crate::runtime::plan::{Context, DeviceNode, Fault, MountSource, Plan};
+use crate::sys::file::{self, AtFlags, FileType, Gid, Make, Mode, OFlags, Uid, makedev};
+use crate::sys::mount;
+
+use super::Step;
+
+const STAGE: &str = "device";
+/// (name, text) under /dev.
+const LINKS: [(&str, &str); 6] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+    ("core", "/proc/kcore"),
+];
+
+/// Makes nodes and links, if `/dev` is ours.
+pub(super) fn make(plan: &Plan, root: BorrowedFd<'_>) -> Step {
+    let ours = |source: &MountSource| matches!(source, MountSource::Filesystem { kind, .. } if kind == "tmpfs");
+    // The last mount on /dev is what is seen.
+    let on_dev = plan.mounts.iter().rev();
+    let mut on_dev = on_dev.filter(|mount| mount.target.trim_end_matches('/') == "/dev");
+    if !on_dev.next().is_some_and(|mount| ours(&mount.source)) {
+        return Ok(());
+    }
+    for device in &plan.devices {
+        node(device, root)?;
+    }
+    let dev = file::open_in(
+        root,
+        Path::new("/dev"),
+        OFlags::PATH | OFlags::DIRECTORY,
+        Mode::empty(),
+    );
+    let dev = dev.context(STAGE, "openat2", "/dev")?;
+    for (name, text) in LINKS {
+        match file::symlinkat(text, &dev, name) {
+            Ok(()) => {}
+            Err(error) if exists(error.into()) => {}
+            Err(error) => return Err(Fault::call(STAGE, "symlinkat", name, &error.into())),
+        }
+    }
+    Ok(())
+}
+
+fn exists(error: std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::AlreadyExists
+}
+
+fn node(device: &DeviceNode, root: BorrowedFd<'_>) -> Step {
+    let path = Path::new(&device.path);
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Fault::check(STAGE, "path", &device.path));
+    };
+    let parent = file::make_in(root, parent, Make::Directory).context(
+        STAGE,
+        "make directory",
+        &device.path,
+    )?;
+    let kind = if device.block {
+        FileType::BlockDevice
+    } else {
+        FileType::CharacterDevice
+    };
+    let number = makedev(device.major, device.minor);
+    let mode = Mode::from_raw_mode(device.mode & 0o7777);
+    match file::mknodat(&parent, name, kind, mode, number) {
+        Ok(()) => {}
+        // An earlier entry of the same path: the same device is fine, another is a mistake.
+        Err(error) if exists(error.into()) => {
+            let status = file::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).context(
+                STAGE,
+                "fstatat",
+                &device.path,
+            )?;
+            if status.st_rdev == number && FileType::from_raw_mode(status.st_mode) == kind {
+                return Ok(());
+            }
+            let what = format_args!("{} exists and is something else", device.path).to_string();
+            return Err(Fault::check(STAGE, "mknodat", what));
+        }
+        Err(error) => return Err(Fault::call(STAGE, "mknodat", &device.path, &error.into())),
+    }
+    if (device.uid, device.gid) != (0, 0) {
+        let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+        file::chownat(
+            &parent,
+            name,
+            Some(uid),
+            Some(gid),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .context(STAGE, "fchownat", &device.path)?;
+    }
+    Ok(())
+}
+
+/// Binds the slave of the process's terminal at `/dev/console`: a copy of the descriptor's own mount, never of a path
+/// (CVE-2025-52565).
+pub(super) fn bind_console(root: BorrowedFd<'_>, slave: BorrowedFd<'_>) -> Step {
+    const CONSOLE: &str = "/dev/console";
+    let dev = file::open_in_no_links(
+        root,
+        Path::new("/dev"),
+        OFlags::PATH | OFlags::DIRECTORY,
+        Mode::empty(),
+    );
+    let dev = dev.context(STAGE, "openat2", "/dev")?;
+    let console = console(&dev).context(STAGE, "openat", CONSOLE)?;
+    let copy = mount::copy_tree(slave, Path::new(mount::SELF), false);
+    let copy = copy.context(STAGE, "open_tree", "pty slave")?;
+    mount::attach(copy.as_fd(), console.as_fd()).context(STAGE, "move_mount", CONSOLE)
+}
+
+fn console(dev: &OwnedFd) -> std::io::Result<OwnedFd> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    match file::openat(dev, "console", flags, Mode::from_raw_mode(0o600)) {
+        Ok(_made) => {}
+        Err(error) if exists(error.into()) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(file::openat(dev, "console", flags, Mode::empty())?)
+}

@@ -1,0 +1,100 @@
+//! Cgroups and namespaces: joining those that exist, making those that do not.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use crate::runtime::create::CreateRequest;
+use crate::runtime::plan::{CgroupJoin, Context, Fault, NamespaceSource, Namespaces};
+use crate::sys::file::{self, CWD};
+use crate::sys::ns::{self, flag};
+
+use super::Step;
+
+/// Moves this process into its cgroups, unless the clone has done so.
+pub(super) fn cgroups(join: &CgroupJoin, joined: bool) -> Step {
+    let directories = match join {
+        CgroupJoin::V2(_) if joined => &[],
+        CgroupJoin::V2(directory) => std::slice::from_ref(directory),
+        CgroupJoin::V1(directories) => directories.as_slice(),
+    };
+    for directory in directories {
+        let path = directory.join("cgroup.procs");
+        // "0" is the writer itself, in whatever PID namespace.
+        file::write_kernel(CWD, &path, b"0").context("cgroup", "write", path.display())?;
+    }
+    Ok(())
+}
+
+/// The namespaces besides PID (settled at the clone), user and mount.
+fn sources(namespaces: &Namespaces) -> [(&NamespaceSource, i32, &'static str); 4] {
+    [
+        (&namespaces.network, flag::NETWORK, "network"),
+        (&namespaces.ipc, flag::IPC, "ipc"),
+        (&namespaces.uts, flag::UTS, "uts"),
+        (&namespaces.cgroup, flag::CGROUP, "cgroup"),
+    ]
+}
+
+/// Enters the namespaces that exist: the pod's in one call, the passed one.
+pub(super) fn existing(namespaces: &Namespaces, request: &CreateRequest<'_>) -> Step {
+    let (mut of_pod, mut of_target) = (0, 0);
+    for (source, kind, name) in sources(namespaces) {
+        match source {
+            NamespaceSource::Host | NamespaceSource::New => {}
+            NamespaceSource::Pod => of_pod |= kind,
+            NamespaceSource::Container(_) => of_target |= kind,
+            NamespaceSource::Passed => {
+                enter(request.network, kind, "the passed descriptor", name)?;
+            }
+        }
+    }
+    if of_pod != 0 {
+        enter(
+            request.pause,
+            of_pod,
+            "the pod's pause",
+            "network, ipc, uts",
+        )?;
+    }
+    if of_target != 0 {
+        enter(request.target, of_target, "the target container", "all")?;
+    }
+    Ok(())
+}
+
+fn enter(fd: Option<BorrowedFd<'_>>, flags: i32, whose: &str, which: &str) -> Step {
+    let which = format_args!("{which} namespace of {whose}").to_string();
+    let fd = fd.ok_or_else(|| Fault::check("namespace", "setns", &which))?;
+    ns::enter(fd, flags).context("namespace", "setns", &which)
+}
+
+/// Makes the new namespaces, always one for mounts.
+pub(super) fn new(namespaces: &Namespaces) -> Step {
+    let mut flags = flag::MOUNT;
+    for (source, kind, _) in sources(namespaces) {
+        if *source == NamespaceSource::New {
+            flags |= kind;
+        }
+    }
+    ns::unshare(flags).context("namespace", "unshare", format_args!("{flags:#x}"))
+}
+
+/// Enters all namespaces of a container's first process but PID (settled at the clone) and user.
+pub(super) fn all_of(container: BorrowedFd<'_>) -> Step {
+    let flags = flag::MOUNT | flag::NETWORK | flag::IPC | flag::UTS | flag::CGROUP;
+    ns::enter(container, flags).context("namespace", "setns", "namespaces of the container")
+}
+
+/// Runs `work` in the mount namespace of the process behind `pidfd`, then comes back.
+pub(super) fn visit_mounts(
+    pidfd: BorrowedFd<'_>,
+    work: impl FnOnce() -> std::io::Result<OwnedFd>,
+) -> Result<OwnedFd, Fault> {
+    const STAGE: &str = "mount";
+    let own = Path::new("/proc/self/ns/mnt");
+    let own = std::fs::File::open(own).context(STAGE, "open", own.display())?;
+    ns::enter(pidfd, flag::MOUNT).context(STAGE, "setns", "mount namespace of pause")?;
+    let outcome = work();
+    ns::enter(own.as_fd(), flag::MOUNT).context(STAGE, "setns", "own mount namespace")?;
+    outcome.context(STAGE, "open_tree", "pod /dev/shm")
+}

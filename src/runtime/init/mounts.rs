@@ -1,0 +1,469 @@
+//! Mounts below the root. What comes from the host is copied (`open_tree`) while the host's paths are in sight and before
+//! its propagation is cut; everything is attached by descriptor after the pivot.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use crate::runtime::plan::{
+    Context, Fault, MountAttributes, MountPlan, MountPropagation, MountSource, Plan,
+};
+use crate::sys::file::{self, FileType, Make, Mode, OFlags, PROC_SUPER_MAGIC};
+use crate::sys::mount::{self, Change, Filesystem, attribute, propagation};
+use crate::sys::{clone, fd, ns, process};
+
+use super::rootfs::{attach_at_top, make_readonly, overlay, tmpfs};
+use super::{ProcFs, Step, copy};
+
+const STAGE: &str = "mount";
+/// What lxcfs and the like put over files of procfs; nothing else goes there.
+const OVER_PROC: [&str; 9] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/net/dev",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+];
+
+/// Detached mounts from the host, waiting for their place.
+pub(super) struct Host {
+    /// For each mount of the plan: what will be attached, where the host has it.
+    sources: Vec<Source>,
+    /// For each declared volume: its empty directory on the host.
+    volumes: Vec<Option<OwnedFd>>,
+    proc: ProcFs,
+}
+
+enum Source {
+    /// Made at its turn.
+    Later,
+    /// A copy of a tree, or an image's overlay.
+    Tree(OwnedFd),
+    /// One tree for each v1 hierarchy.
+    Hierarchies(Vec<OwnedFd>),
+}
+
+impl Host {
+    /// Copies all that is bound, still in its peer groups.
+    pub(super) fn gather(
+        plan: &Plan,
+        mut shm: Option<OwnedFd>,
+        proc: ProcFs,
+    ) -> Result<Self, Fault> {
+        let mut sources = Vec::with_capacity(plan.mounts.len());
+        for mount in &plan.mounts {
+            sources.push(match &mount.source {
+                MountSource::Bind {
+                    path,
+                    recursive,
+                    propagation,
+                    ..
+                } => {
+                    check_propagation(path, *propagation)?;
+                    Source::Tree(tree(path, *recursive)?)
+                }
+                MountSource::PodShm => {
+                    let taken = || Fault::check(STAGE, "pod /dev/shm", "mounted twice");
+                    Source::Tree(shm.take().ok_or_else(taken)?)
+                }
+                MountSource::CgroupV1(list) => {
+                    let trees = list.iter().map(|(path, _)| tree(path, false));
+                    Source::Hierarchies(trees.collect::<Result<_, _>>()?)
+                }
+                MountSource::Filesystem { .. } | MountSource::Image { .. } => Source::Later,
+            });
+        }
+        let volumes = plan.declared_volumes.iter();
+        let volumes = volumes.map(|(path, _)| tree(path, false).map(Some));
+        Ok(Self {
+            sources,
+            volumes: volumes.collect::<Result<_, _>>()?,
+            proc,
+        })
+    }
+
+    /// Mounts image volumes; everything is private by now, so that they may be attached for a moment.
+    pub(super) fn gather_images(&mut self, plan: &Plan) -> Step {
+        for (mount, source) in plan.mounts.iter().zip(&mut self.sources) {
+            if let MountSource::Image { lower, sub_path } = &mount.source {
+                *source = Source::Tree(image(lower, sub_path)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The procfs of our own, for what is written right before exec.
+    pub(super) fn into_proc(self) -> Option<OwnedFd> {
+        self.proc.0
+    }
+}
+
+fn tree(path: &Path, recursive: bool) -> Result<OwnedFd, Fault> {
+    mount::copy_tree(file::CWD, path, recursive).context(STAGE, "open_tree", path.display())
+}
+
+/// `BIDIRECTIONAL` needs a shared source, `HOST_TO_CONTAINER` one that is shared or a slave.
+fn check_propagation(path: &Path, wanted: MountPropagation) -> Step {
+    if wanted == MountPropagation::Private {
+        return Ok(());
+    }
+    let (shared, slave) =
+        mount::propagation_of(path).context(STAGE, "mountinfo", path.display())?;
+    let fits = shared || (slave && wanted == MountPropagation::Slave);
+    let need = match wanted {
+        MountPropagation::Shared => "a shared mount",
+        _ => "a shared or slave mount",
+    };
+    if fits {
+        Ok(())
+    } else {
+        let what = format_args!("{} is not on {need}", path.display()).to_string();
+        Err(Fault::check(STAGE, "propagation:", what))
+    }
+}
+
+fn image(lower: &[std::path::PathBuf], sub_path: &str) -> Result<OwnedFd, Fault> {
+    let whole = overlay(lower, None, false)?;
+    if sub_path.is_empty() {
+        return Ok(whole);
+    }
+    attach_at_top(whole.as_fd())?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let part = file::open_in(whole.as_fd(), Path::new(sub_path), flags, Mode::empty());
+    let part = part.context("image volume", "openat2", sub_path)?;
+    let copy = mount::copy_tree(part.as_fd(), Path::new(mount::SELF), false).context(
+        "image volume",
+        "open_tree",
+        sub_path,
+    )?;
+    make_readonly(copy.as_fd(), false)?;
+    Ok(copy)
+}
+
+/// Attaches everything in order. A declared volume comes before the first mount below it, else last.
+pub(super) fn attach_all(plan: &Plan, host: &mut Host, root: BorrowedFd<'_>) -> Step {
+    let sources = std::mem::take(&mut host.sources);
+    for (mount, source) in plan.mounts.iter().zip(sources) {
+        for (number, (_, path)) in plan.declared_volumes.iter().enumerate() {
+            if Path::new(&mount.target).starts_with(path) && mount.target != *path {
+                attach_volume(host, number, path, root)?;
+            }
+        }
+        attach(mount, source, &host.proc, root)?;
+    }
+    for (number, (_, path)) in plan.declared_volumes.iter().enumerate() {
+        attach_volume(host, number, path, root)?;
+    }
+    Ok(())
+}
+
+fn attach_volume(host: &mut Host, number: usize, path: &str, root: BorrowedFd<'_>) -> Step {
+    let Some(volume) = host.volumes.get_mut(number).and_then(Option::take) else {
+        return Ok(());
+    };
+    let target = make(root, path, Make::Directory)?;
+    refuse_special(&target, path, root)?;
+    copy::directory(target.as_fd(), volume.as_fd(), path)?;
+    mount::attach(volume.as_fd(), target.as_fd()).context("volume", "move_mount", path)?;
+    set_propagation(volume.as_fd(), MountPropagation::Private, path)
+}
+
+fn attach(plan: &MountPlan, source: Source, proc: &ProcFs, root: BorrowedFd<'_>) -> Step {
+    let path = &plan.target;
+    match (&plan.source, source) {
+        (MountSource::Filesystem { kind, options }, _) => filesystem(plan, kind, options, root),
+        (MountSource::CgroupV1(list), Source::Hierarchies(trees)) => {
+            let names = list.iter().map(|(_, name)| name.as_str());
+            hierarchies(plan, names.zip(trees), root)
+        }
+        (source, Source::Tree(tree)) => {
+            let status = file::fstat(&tree).context(STAGE, "fstat", path)?;
+            let directory = FileType::from_raw_mode(status.st_mode) == FileType::Directory;
+            let kind = if directory {
+                Make::Directory
+            } else {
+                Make::File
+            };
+            let target = make(root, path, kind)?;
+            same_kind(&target, directory, path)?;
+            refuse_special_for(&target, path, root, tree.as_fd())?;
+            bind(plan, source, tree.as_fd(), target.as_fd(), proc)
+        }
+        _ => Err(Fault::check(
+            STAGE,
+            "source",
+            format_args!("of {path} is missing"),
+        )),
+    }
+}
+
+fn same_kind(target: &OwnedFd, directory: bool, path: &str) -> Step {
+    let status = file::fstat(target).context(STAGE, "fstat", path)?;
+    if (FileType::from_raw_mode(status.st_mode) == FileType::Directory) == directory {
+        return Ok(());
+    }
+    let (here, there) = if directory {
+        ("no directory", "a directory")
+    } else {
+        ("a directory", "none")
+    };
+    let what = format_args!("{path} is {here} in the container, its source is {there}").to_string();
+    Err(Fault::check(STAGE, "check", what))
+}
+
+fn make(root: BorrowedFd<'_>, path: &str, kind: Make) -> Result<OwnedFd, Fault> {
+    file::make_in(root, Path::new(path), kind).context(STAGE, "make mount point", path)
+}
+
+fn is_procfs(fd: BorrowedFd<'_>) -> Result<bool, Fault> {
+    let kind = file::fstatfs(fd)
+        .context(STAGE, "fstatfs", "mount point")?
+        .f_type;
+    Ok(u64::try_from(kind) == Ok(PROC_SUPER_MAGIC))
+}
+
+fn refuse_special(target: &OwnedFd, path: &str, root: BorrowedFd<'_>) -> Step {
+    let (here, top) = (
+        file::fstat(target).context(STAGE, "fstat", path)?,
+        file::fstat(root).context(STAGE, "fstat", "/")?,
+    );
+    if (here.st_dev, here.st_ino) == (top.st_dev, top.st_ino) {
+        let what = format_args!("{path} is the root of the container: mount elsewhere").to_string();
+        return Err(Fault::check(STAGE, "check", what));
+    }
+    Ok(())
+}
+
+/// Nothing goes over the root, and over procfs only a procfs and the few files of lxcfs: who reads `/proc` to learn
+/// about itself must not be lied to (CVE-2019-16884 and later).
+fn refuse_special_for(
+    target: &OwnedFd,
+    path: &str,
+    root: BorrowedFd<'_>,
+    source: BorrowedFd<'_>,
+) -> Step {
+    refuse_special(target, path, root)?;
+    let plain = path.trim_end_matches('/');
+    if is_procfs(target.as_fd())? && !OVER_PROC.contains(&plain) && !is_procfs(source)? {
+        let what = format_args!("{path} is inside /proc: mount elsewhere").to_string();
+        return Err(Fault::check(STAGE, "check", what));
+    }
+    Ok(())
+}
+
+fn attributes_of(wanted: MountAttributes) -> u64 {
+    [
+        (
+            wanted.readonly || wanted.recursive_readonly,
+            attribute::READONLY,
+        ),
+        (wanted.nosuid, attribute::NOSUID),
+        (wanted.nodev, attribute::NODEV),
+        (wanted.noexec, attribute::NOEXEC),
+        (wanted.noatime, attribute::NOATIME),
+    ]
+    .into_iter()
+    .filter_map(|(on, bit)| on.then_some(bit))
+    .fold(0, |all, bit| all | bit)
+}
+
+fn set_propagation(mount: BorrowedFd<'_>, wanted: MountPropagation, path: &str) -> Step {
+    let change = Change {
+        propagation: match wanted {
+            MountPropagation::Private => propagation::PRIVATE,
+            MountPropagation::Slave => propagation::SLAVE,
+            MountPropagation::Shared => propagation::SHARED,
+        },
+        recursive: true,
+        ..Change::default()
+    };
+    mount::change(mount, &change).context(STAGE, "mount_setattr", path)
+}
+
+fn bind(
+    plan: &MountPlan,
+    source: &MountSource,
+    tree: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    proc: &ProcFs,
+) -> Step {
+    let path = &plan.target;
+    let mut wanted = MountPropagation::Private;
+    if let MountSource::Bind {
+        propagation,
+        uid_mappings,
+        gid_mappings,
+        ..
+    } = source
+    {
+        wanted = *propagation;
+        if !uid_mappings.is_empty() || !gid_mappings.is_empty() {
+            map_ids(tree, uid_mappings, gid_mappings, proc, path)?;
+        }
+    }
+    let dress = || -> Step {
+        set_propagation(tree, wanted, path)?;
+        let mut set = attributes_of(plan.attributes);
+        if matches!(source, MountSource::Image { .. }) {
+            // Layers are shared: never writable, whatever the plan says.
+            set |= attribute::READONLY;
+        }
+        if set != 0 || plan.attributes.relatime {
+            let atime = plan.attributes.noatime || plan.attributes.relatime;
+            let change = Change {
+                set,
+                clear: if atime { attribute::ATIME } else { 0 },
+                ..Change::default()
+            };
+            mount::change(tree, &change).context(STAGE, "mount_setattr", path)?;
+        }
+        if plan.attributes.recursive_readonly {
+            make_readonly(tree, true)?;
+        }
+        Ok(())
+    };
+    let place = || mount::attach(tree, target).context(STAGE, "move_mount", path);
+    if dress().is_ok() {
+        return place();
+    }
+    // Before Linux 5.12 only an attached mount can be changed.
+    place()?;
+    dress()
+}
+
+fn filesystem(
+    plan: &MountPlan,
+    kind: &str,
+    options: &[(String, String)],
+    root: BorrowedFd<'_>,
+) -> Step {
+    let path = &plan.target;
+    let mut attributes = attributes_of(plan.attributes);
+    let filesystem = Filesystem::open(kind).context(STAGE, "fsopen", kind)?;
+    for (key, value) in options {
+        match key.as_str() {
+            "nosuid" => attributes |= attribute::NOSUID,
+            "nodev" => attributes |= attribute::NODEV,
+            "noexec" => attributes |= attribute::NOEXEC,
+            "noatime" => attributes |= attribute::NOATIME,
+            "ro" => attributes |= attribute::READONLY,
+            "rw" | "relatime" | "newinstance" => {}
+            _ => filesystem.set(key, value.as_bytes()).context(
+                STAGE,
+                "fsconfig",
+                format_args!("{kind} {key}={value}"),
+            )?,
+        }
+    }
+    let mounted = filesystem.mount(attributes).map_err(|error| {
+        let what = format_args!("{kind} {}", filesystem.explain()).to_string();
+        Fault::call(STAGE, "fsmount", what.trim_end(), &error)
+    })?;
+    let target = if matches!(kind, "proc" | "sysfs" | "cgroup2") {
+        plain_directory(root, path)?
+    } else {
+        make(root, path, Make::Directory)?
+    };
+    refuse_special(&target, path, root)?;
+    mount::attach(mounted.as_fd(), target.as_fd()).context(STAGE, "move_mount", path)
+}
+
+/// A mount point that the image must not have turned into a link: where `/proc` and `/sys` go, labels and limits are
+/// written (CVE-2019-19921).
+fn plain_directory(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Fault> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    match file::open_in_no_links(root, Path::new(path), flags, Mode::empty()) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let _made = make(root, path, Make::Directory)?;
+            file::open_in_no_links(root, Path::new(path), flags, Mode::empty())
+        }
+        other => other,
+    }
+    .context(STAGE, "open without links", path)
+}
+
+fn hierarchies<'a>(
+    plan: &MountPlan,
+    list: impl Iterator<Item = (&'a str, OwnedFd)>,
+    root: BorrowedFd<'_>,
+) -> Step {
+    let path = &plan.target;
+    let flags = attributes_of(plan.attributes) & !attribute::READONLY;
+    let holder = tmpfs(&[("mode", "755")], flags)?;
+    let target = plain_directory(root, path)?;
+    mount::attach(holder.as_fd(), target.as_fd()).context(STAGE, "move_mount", path)?;
+    for (name, tree) in list {
+        file::make_directory(holder.as_fd(), name, 0o755).context(STAGE, "mkdirat", name)?;
+        let place = file::openat(
+            &holder,
+            name,
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
+        let place = place.context(STAGE, "openat", name)?;
+        mount::attach(tree.as_fd(), place.as_fd()).context(STAGE, "move_mount", name)?;
+        set_propagation(tree.as_fd(), MountPropagation::Private, name)?;
+        let change = Change {
+            set: attributes_of(plan.attributes),
+            ..Change::default()
+        };
+        mount::change(tree.as_fd(), &change).context(STAGE, "mount_setattr", name)?;
+    }
+    if plan.attributes.readonly {
+        make_readonly(holder.as_fd(), false)?;
+    }
+    Ok(())
+}
+
+/// Maps the ids of a detached tree: a short-lived child lends its user namespace.
+fn map_ids(
+    tree: BorrowedFd<'_>,
+    uids: &[(u32, u32, u32)],
+    gids: &[(u32, u32, u32)],
+    proc: &ProcFs,
+    path: &str,
+) -> Step {
+    const STAGE: &str = "idmap";
+    let missing = || Fault::check(STAGE, "procfs", "not mounted");
+    let proc = proc.0.as_ref().ok_or_else(missing)?;
+    let (reader, writer) = fd::pipe().context(STAGE, "pipe2", "")?;
+    let child = clone::fork_into(ns::flag::USER, &[reader.as_fd()], || {
+        // End of file: the parent has what it wants, or is gone.
+        let _end = fd::read(reader.as_fd(), &mut [0]);
+        0
+    })
+    .context(STAGE, "clone3", "CLONE_NEWUSER")?;
+    let namespace = user_namespace(proc.as_fd(), child.pid, uids, gids);
+    drop(writer);
+    let _ended = process::wait(child.pidfd.as_fd());
+    let namespace = namespace?;
+    let change = Change {
+        set: attribute::IDMAP,
+        user_namespace: Some(namespace.as_fd()),
+        recursive: true,
+        ..Change::default()
+    };
+    mount::change(tree, &change).context(STAGE, "mount_setattr(MOUNT_ATTR_IDMAP)", path)
+}
+
+fn user_namespace(
+    proc: BorrowedFd<'_>,
+    pid: u32,
+    uids: &[(u32, u32, u32)],
+    gids: &[(u32, u32, u32)],
+) -> Result<OwnedFd, Fault> {
+    for (name, mappings) in [("uid_map", uids), ("gid_map", gids)] {
+        let lines = mappings.iter();
+        let lines = lines.map(|(inside, outside, length)| format!("{inside} {outside} {length}\n"));
+        let text: String = lines.collect();
+        let path = format!("{pid}/{name}");
+        file::write_kernel(proc, Path::new(&path), text.as_bytes())
+            .context("idmap", "write", name)?;
+    }
+    let path = format!("{pid}/ns/user");
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    file::openat(proc, path, flags, Mode::empty()).context("idmap", "open", "ns/user")
+}

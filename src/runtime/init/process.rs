@@ -1,0 +1,374 @@
+//! The last steps: working directory, terminal, limits, identity, report, start, seccomp, exec.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use crate::runtime::plan::{Context, Fault, Plan, ProcessPlan, Report};
+use crate::sys::credentials::{self, CAP_SYS_ADMIN};
+use crate::sys::exec::Image;
+use crate::sys::file::{self, FileType, Make, Mode, OFlags, Uid};
+use crate::sys::pty::{self, Pty};
+use crate::sys::{fd, signal, socket};
+
+use super::Step;
+use super::user::User;
+
+/// The monitor went away before the start: nobody is left to tell.
+pub(super) struct Abandoned;
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const ENOENT: i32 = 2;
+const EACCES: i32 = 13;
+const ENOTDIR: i32 = 20;
+
+/// Sets `oom_score_adj`, clamped; while the host's /proc is in sight.
+pub(super) fn set_oom_score(plan: &ProcessPlan) -> Step {
+    if let Some(wanted) = plan.oom_score_adj {
+        credentials::set_oom_score_adj(wanted).context("process", "oom_score_adj", wanted)?;
+    }
+    Ok(())
+}
+
+/// What to do where the working directory is missing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cwd {
+    /// A container's: make it.
+    Make,
+    /// An exec's: fail.
+    MustExist,
+}
+
+/// Opens the working directory, inside the root and through no magic link: `/proc/self/fd/N` is refused
+/// (CVE-2024-21626).
+pub(super) fn open_cwd(root: BorrowedFd<'_>, path: &str, missing: Cwd) -> Result<OwnedFd, Fault> {
+    let path = if path.is_empty() { "/" } else { path };
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let open = || file::open_in(root, Path::new(path), flags, Mode::empty());
+    match open() {
+        Err(error) if missing == Cwd::Make && error.kind() == std::io::ErrorKind::NotFound => {
+            let made = file::make_in(root, Path::new(path), Make::Directory);
+            let _made = made.context("cwd", "mkdirat", path)?;
+            open()
+        }
+        other => other,
+    }
+    .context("cwd", "openat2", path)
+}
+
+/// Enters it, and asks the kernel where that is.
+pub(super) fn enter_cwd(directory: OwnedFd, path: &str) -> Step {
+    file::change_directory(directory.as_fd()).context("cwd", "fchdir", path)?;
+    let real = file::working_directory().context("cwd", "getcwd", path)?;
+    if real.first() == Some(&b'/') {
+        Ok(())
+    } else {
+        Err(Fault::check(
+            "cwd",
+            "check",
+            format_args!("{path} is outside the root"),
+        ))
+    }
+}
+
+/// Opens a terminal in the container's own `/dev/pts`, takes it as controlling terminal and as standard streams.
+pub(super) fn open_terminal(root: BorrowedFd<'_>) -> Result<Pty, Fault> {
+    const STAGE: &str = "terminal";
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let devpts = file::open_in_no_links(root, Path::new("/dev/pts"), flags, Mode::empty());
+    let devpts = devpts.context(STAGE, "openat2", "/dev/pts")?;
+    let pty = pty::open_in(devpts.as_fd()).context(STAGE, "open", "/dev/pts/ptmx")?;
+    pty::control(pty.slave.as_fd()).context(STAGE, "ioctl", "TIOCSCTTY")?;
+    let slave = pty.slave.as_fd();
+    fd::set_standard([slave, slave, slave]).context(STAGE, "dup2", "pty slave")?;
+    Ok(pty)
+}
+
+/// All that is left to do.
+pub(super) struct Ending<'a> {
+    pub(super) plan: &'a ProcessPlan,
+    pub(super) user: User,
+    pub(super) control: BorrowedFd<'a>,
+    pub(super) terminal: Option<Pty>,
+    /// A procfs of our own, where a security module needs it.
+    pub(super) proc: Option<OwnedFd>,
+}
+
+impl Ending<'_> {
+    /// Becomes the user, reports, waits, executes.
+    pub(super) fn run(self) -> Result<Abandoned, Fault> {
+        let plan = self.plan;
+        if self.terminal.is_none() {
+            // A session of its own; it cannot fail in a fresh child.
+            let _session = crate::sys::process::new_session();
+        }
+        let image = self.image()?;
+        self.own_streams()?;
+        label(plan, self.proc.as_ref())?;
+        for (resource, soft, hard) in &plan.rlimits {
+            let what = format_args!("limit {resource} to {soft}:{hard}").to_string();
+            credentials::set_limit(*resource, *soft, *hard).context(
+                "process",
+                "prlimit64",
+                what,
+            )?;
+        }
+        file::set_umask(plan.umask.unwrap_or(0o022));
+        let last = become_user(plan, &self.user)?;
+        credentials::set_not_dumpable().context("process", "prctl", "PR_SET_DUMPABLE")?;
+        if !report_and_wait(&self.user, self.control, self.terminal)? {
+            return Ok(Abandoned);
+        }
+        signal::reset_all();
+        if let Some(filter) = &plan.seccomp {
+            let count = filter.instructions.len();
+            credentials::set_seccomp(&filter.instructions, filter.flags).context(
+                "seccomp",
+                "seccomp",
+                format_args!("{count} instructions, flags {:#x}", filter.flags),
+            )?;
+        }
+        if let Some(capabilities) = last {
+            capabilities.apply()?;
+        }
+        let never = search(plan, &image)?;
+        match never {}
+    }
+
+    /// Arguments and environment, `HOME` added.
+    fn image(&self) -> Result<Image, Fault> {
+        let text = |bytes: Vec<u8>| {
+            CString::new(bytes).map_err(|_nul| Fault::check("exec", "strings", "a NUL byte"))
+        };
+        let plan = self.plan;
+        let arguments = plan.args.iter().map(|text| text.clone().into_bytes());
+        let arguments = arguments.map(text).collect::<Result<_, _>>()?;
+        let mut environment = plan.env.clone();
+        if !environment.iter().any(|entry| entry.starts_with(b"HOME=")) {
+            environment.push([b"HOME=", self.user.home.as_slice()].concat());
+        }
+        let environment = environment.into_iter().map(text);
+        Ok(Image::new(
+            arguments,
+            environment.collect::<Result<_, _>>()?,
+        ))
+    }
+
+    /// Pipes and terminals belong to the user, who may open `/dev/stdout` again.
+    fn own_streams(&self) -> Step {
+        if self.user.uid == 0 {
+            return Ok(());
+        }
+        let streams = [
+            std::io::stdin().as_fd().try_clone_to_owned(),
+            std::io::stdout().as_fd().try_clone_to_owned(),
+            std::io::stderr().as_fd().try_clone_to_owned(),
+        ];
+        for stream in streams {
+            let stream = stream.context("stdio", "dup", "stream")?;
+            let status = file::fstat(&stream).context("stdio", "fstat", "stream")?;
+            let kind = FileType::from_raw_mode(status.st_mode);
+            let tty = self.terminal.is_some();
+            // Nodes of the host (/dev/null) and files stay as they are.
+            if kind == FileType::Fifo || kind == FileType::Socket || tty {
+                let owner = Some(Uid::from_raw(self.user.uid));
+                file::fchown(&stream, owner, None).context("stdio", "fchown", self.user.uid)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Labels that security modules apply at the exec, written to a procfs that is certainly one.
+fn label(plan: &ProcessPlan, proc: Option<&OwnedFd>) -> Step {
+    for (value, path, text) in [
+        (
+            &plan.apparmor,
+            "self/attr/apparmor/exec",
+            format!("exec {}", plan.apparmor),
+        ),
+        (&plan.selinux, "self/attr/exec", plan.selinux.clone()),
+    ] {
+        if value.is_empty() {
+            continue;
+        }
+        let missing = || Fault::check("label", "procfs", "not mounted");
+        let proc = proc.ok_or_else(missing)?;
+        let mut written = file::write_kernel(proc.as_fd(), Path::new(path), text.as_bytes());
+        let absent = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+        if path.contains("apparmor") && written.as_ref().is_err_and(absent) {
+            // Before Linux 5.8 the file is not in a directory of its own.
+            let old = Path::new("self/attr/exec");
+            written = file::write_kernel(proc.as_fd(), old, text.as_bytes());
+        }
+        written.context("label", "write", format_args!("{value} to {path}"))?;
+    }
+    Ok(())
+}
+
+/// The capabilities at exec.
+struct Capabilities {
+    permitted: u64,
+    ambient: u64,
+}
+
+impl Capabilities {
+    fn apply(&self) -> Step {
+        let (permitted, ambient) = (self.permitted, self.ambient);
+        credentials::set_capabilities(permitted, permitted, ambient).context(
+            "capabilities",
+            "capset",
+            format_args!("{permitted:#x}"),
+        )?;
+        credentials::set_ambient(ambient).context(
+            "capabilities",
+            "PR_CAP_AMBIENT",
+            format_args!("{ambient:#x}"),
+        )
+    }
+}
+
+/// Changes ids and drops capabilities; those that are left to apply after a seccomp filter that needs `CAP_SYS_ADMIN`
+/// are returned.
+fn become_user(plan: &ProcessPlan, user: &User) -> Result<Option<Capabilities>, Fault> {
+    const STAGE: &str = "user";
+    // A machine may lack some: what we do not have, we cannot give.
+    let ours = credentials::permitted_capabilities().context(STAGE, "capget", "")?;
+    let ambient = plan.capabilities.ambient & ours;
+    let wanted = Capabilities {
+        permitted: plan.capabilities.permitted & ours | ambient,
+        ambient,
+    };
+    let bounding = plan.capabilities.bounding | wanted.permitted;
+    credentials::limit_bounding(bounding).context(STAGE, "PR_CAPBSET_DROP", "")?;
+    credentials::keep_capabilities(true).context(STAGE, "PR_SET_KEEPCAPS", "")?;
+    credentials::become_user(user.uid, user.gid, &user.groups).map_err(|(call, error)| {
+        let who = format_args!("{}:{}", user.uid, user.gid).to_string();
+        Fault::call(STAGE, call, who, &error)
+    })?;
+    credentials::keep_capabilities(false).context(STAGE, "PR_SET_KEEPCAPS", "")?;
+    if plan.no_new_privs {
+        wanted.apply()?;
+        credentials::set_no_new_privs().context(STAGE, "PR_SET_NO_NEW_PRIVS", "")?;
+        return Ok(None);
+    }
+    if plan.seccomp.is_none() {
+        wanted.apply()?;
+        return Ok(None);
+    }
+    let held = wanted.permitted | CAP_SYS_ADMIN & ours;
+    credentials::set_capabilities(held, held, ambient).context(STAGE, "capset", "")?;
+    Ok(Some(wanted))
+}
+
+/// Says that all is set up, then waits for one byte; `false`: the monitor is gone.
+fn report_and_wait(
+    user: &User,
+    control: BorrowedFd<'_>,
+    terminal: Option<Pty>,
+) -> Result<bool, Fault> {
+    let report = Report::Ready {
+        uid: user.uid,
+        gid: user.gid,
+        groups: user.groups.clone(),
+    };
+    let packet =
+        postcard::to_allocvec(&report).map_err(|error| Fault::check("report", "encode", error))?;
+    let master = terminal.as_ref().map(|pty| pty.master.as_fd());
+    let descriptors = master.as_slice();
+    socket::send(control, &packet, descriptors).context("report", "sendmsg", "control")?;
+    drop(terminal);
+    let received = socket::receive(control, &mut [0; 8]).context("report", "recvmsg", "control")?;
+    Ok(received.bytes > 0)
+}
+
+/// Executes the program, looked for as execvp(3) does.
+fn search(plan: &ProcessPlan, image: &Image) -> Result<Infallible, Fault> {
+    let Some(name) = plan.args.first().filter(|name| !name.is_empty()) else {
+        return Err(Fault::check(
+            "exec",
+            "execve",
+            "no command: the image has none either",
+        ));
+    };
+    let path = plan
+        .env
+        .iter()
+        .find_map(|entry| entry.strip_prefix(b"PATH="));
+    let path = path.unwrap_or(DEFAULT_PATH.as_bytes());
+    let candidates: Vec<Vec<u8>> = if name.contains('/') {
+        vec![name.clone().into_bytes()]
+    } else {
+        let directories = path.split(|byte| *byte == b':');
+        directories
+            .map(|directory| match directory {
+                b"" => [b"./", name.as_bytes()].concat(),
+                directory => [directory, b"/", name.as_bytes()].concat(),
+            })
+            .collect()
+    };
+    let mut worst = None;
+    for candidate in candidates {
+        let Ok(candidate) = CString::new(candidate) else {
+            continue;
+        };
+        let error = image.execute(&candidate);
+        match error.raw_os_error() {
+            Some(ENOENT | ENOTDIR) if file::stat(&candidate).is_ok() => {
+                // The file is there: its interpreter or loader is not.
+                let shown = candidate.to_string_lossy();
+                let what = format_args!("{shown:?} (its interpreter is missing)").to_string();
+                return Err(Fault::call("exec", "execve", what, &error));
+            }
+            Some(ENOENT | ENOTDIR) => {}
+            Some(EACCES) => worst = Some(error),
+            _ => {
+                let shown = candidate.to_string_lossy();
+                return Err(Fault::call(
+                    "exec",
+                    "execve",
+                    format_args!("{shown:?}"),
+                    &error,
+                ));
+            }
+        }
+    }
+    let error = worst.unwrap_or_else(|| std::io::Error::from_raw_os_error(ENOENT));
+    let place = if name.contains('/') {
+        String::new()
+    } else {
+        format!(" (in PATH {})", String::from_utf8_lossy(path))
+    };
+    Err(Fault::call(
+        "exec",
+        "execve",
+        format_args!("{name:?}{place}"),
+        &error,
+    ))
+}
+
+/// Pause: no report, no wait; the end of the control socket is its success.
+pub(super) fn run_pause(
+    plan: &Plan,
+    program: BorrowedFd<'_>,
+    control: BorrowedFd<'_>,
+) -> Result<Abandoned, Fault> {
+    let _session = crate::sys::process::new_session();
+    let user = User {
+        uid: 0,
+        gid: 0,
+        groups: Vec::new(),
+        home: Vec::new(),
+    };
+    let _none_left = become_user(&plan.process, &user)?;
+    let _open_until_exec = control;
+    signal::reset_all();
+    if let Some(filter) = &plan.process.seccomp {
+        credentials::set_seccomp(&filter.instructions, filter.flags)
+            .context("seccomp", "seccomp", "pause")?;
+    }
+    let image = Image::new(vec![c"/pause".to_owned()], Vec::new());
+    let error = image.execute_descriptor(program);
+    Err(Fault::call("exec", "execveat", "pause", &error))
+}

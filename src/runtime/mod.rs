@@ -1,0 +1,14 @@
+//! The OCI runtime: CRI, image and host facts become a spec and a plan (pure); a plan becomes processes.
+#[cfg(feature = "daemon")]
+pub(crate) mod capabilities;
+pub(crate) mod cgroups;
+pub(crate) mod create;
+pub(crate) mod exec;
+mod init;
+pub(crate) mod plan;
+#[cfg(feature = "daemon")]
+pub(crate) mod seccomp;
+#[cfg(feature = "daemon")]
+pub(crate) mod signals;
+#[cfg(feature = "daemon")]
+pub(crate) mod spec;

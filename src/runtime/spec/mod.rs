@@ -1,0 +1,359 @@
+//! From CRI config, image config and host facts to a plan and the OCI spec that describes it.
+//!
+//! ```text
+//! prepare::container (I/O) --> Prepared --\
+//! ContainerConfig, PodConfig, Image -------+--> container() --> Plan --> oci::describe --> Spec
+//! HostFacts (probed once) ----------------/        (pure)
+//! ```
+//!
+//! The plan is what is done; the OCI spec is derived from the plan, so that what `crictl inspect` shows
+//! is true. Paths of namespaces (`/proc/<pid>/ns/x`) are filled in by the engine once pause runs:
+//! [`oci::join`]. Labels, annotations and the image's config are data: none but the fields named in
+//! [`crate::base::image::ImageConfig`] has an effect.
+
+pub(crate) mod devices;
+pub(crate) mod error;
+pub(crate) mod host;
+pub(crate) mod mounts;
+pub(crate) mod namespaces;
+pub(crate) mod oci;
+pub(crate) mod prepare;
+pub(crate) mod process;
+pub(crate) mod resources;
+pub(crate) mod security;
+pub(crate) mod user;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+use crate::base::container::{ContainerConfig, Resources};
+use crate::base::id::{ContainerId, PodId};
+use crate::base::image::{Image, RootfsLayers};
+use crate::base::pod::PodConfig;
+use crate::base::security::NamespaceMode;
+use crate::runtime::cgroups::devices::DeviceRule;
+use crate::runtime::plan::{
+    CapabilityMasks, CgroupJoin, ExecPlan, MountPropagation, Plan, ProcessPlan, Rootfs,
+};
+use crate::runtime::seccomp::{self, Compiled};
+
+pub(crate) use error::{Result, SpecError};
+pub(crate) use host::HostFacts;
+pub(crate) use prepare::Prepared;
+
+/// Size of a pod's `/dev/shm` in bytes.
+pub(crate) const SHM_SIZE: u64 = 64 << 20;
+/// `RLIMIT_NOFILE`.
+const RLIMIT_NOFILE: u32 = 7;
+/// Open files of a container: (soft, hard). Programs that need more raise their soft limit; a huge one
+/// slows down those that close every descriptor.
+const OPEN_FILES: (u64, u64) = (1024, 524_288);
+/// `oom_score_adj` of the sandbox process.
+const SANDBOX_OOM_SCORE: i64 = -998;
+
+/// What a container's plan is made of.
+#[derive(Debug)]
+pub(crate) struct ContainerInput<'a> {
+    /// Its pod.
+    pub(crate) pod_id: PodId,
+    /// The pod's config.
+    pub(crate) pod: &'a PodConfig,
+    /// Where `hosts`, `hostname` and `resolv.conf` of the pod are.
+    pub(crate) pod_directory: &'a Path,
+    /// The container's config.
+    pub(crate) config: &'a ContainerConfig,
+    /// Its image.
+    pub(crate) image: &'a Image,
+    /// The image's layers.
+    pub(crate) layers: &'a RootfsLayers,
+    /// Writable layer.
+    pub(crate) upper: &'a Path,
+    /// Overlay's work directory.
+    pub(crate) work: &'a Path,
+    /// Overlay's `volatile` option.
+    pub(crate) volatile: bool,
+    /// Directory for the volumes that the image declares: `Plan::declared_volumes` are its subdirectories,
+    /// to be made by the engine.
+    pub(crate) volumes_directory: &'a Path,
+    /// Cgroups to join.
+    pub(crate) cgroup_join: CgroupJoin,
+    /// `linux.cgroupsPath` of the spec.
+    pub(crate) cgroup_path: &'a str,
+    /// Host name of the pod.
+    pub(crate) hostname: &'a str,
+    /// The running container that `target_id` names, where pid is `Target`.
+    pub(crate) target: Option<ContainerId>,
+    /// Layers of image volumes: (index in `config.mounts`, layers).
+    pub(crate) image_volumes: &'a [(usize, RootfsLayers)],
+    /// From [`prepare::container`].
+    pub(crate) prepared: &'a Prepared,
+}
+
+/// What a sandbox's plan is made of.
+#[derive(Debug)]
+pub(crate) struct SandboxInput<'a> {
+    /// Pod.
+    pub(crate) id: PodId,
+    /// Its config.
+    pub(crate) pod: &'a PodConfig,
+    /// Cgroups that pause joins.
+    pub(crate) cgroup_join: CgroupJoin,
+    /// `linux.cgroupsPath` of the spec.
+    pub(crate) cgroup_path: &'a str,
+    /// Host name of the pod.
+    pub(crate) hostname: &'a str,
+    /// From [`prepare::sandbox`].
+    pub(crate) prepared: &'a Prepared,
+}
+
+/// A plan and what belongs to it.
+#[derive(Debug)]
+pub(crate) struct Built {
+    /// OCI spec, derived from the plan.
+    pub(crate) spec: oci_spec::runtime::Spec,
+    /// The plan.
+    pub(crate) plan: Plan,
+    /// Rules of the devices cgroup, in order.
+    pub(crate) device_rules: Vec<DeviceRule>,
+    /// Limits in effect.
+    pub(crate) resources: Resources,
+    /// Signal that asks the container to end.
+    pub(crate) stop_signal: i32,
+}
+
+/// Makes the plan and spec of a container.
+///
+/// # Errors
+/// [`SpecError`]: the config is wrong, or asks for what is not built or not offered by this node.
+pub(crate) fn container(input: &ContainerInput<'_>, host: &HostFacts) -> Result<Built> {
+    let (config, image) = (input.config, &input.image.config);
+    check_container(input)?;
+    let resources = resources::check(&config.resources, host)?;
+    let mounts = mounts::of_container(input, host)?;
+    let (device_nodes, device_rules) = devices::of_container(input, mounts.own_dev);
+    let (masked_paths, readonly_paths) = security::hidden_paths(&config.security)?;
+    let (process, seccomp) = process_of_container(input, &resources, host)?;
+    let plan = Plan {
+        namespaces: namespaces::of_container(input)?,
+        cgroup: input.cgroup_join.clone(),
+        hostname: String::new(),
+        sysctls: vec![],
+        rootfs: Rootfs::Overlay {
+            lower: input.layers.lower.clone(),
+            upper: Some(input.upper.to_owned()),
+            work: input.work.to_owned(),
+            volatile: input.volatile,
+            readonly: config.security.readonly_rootfs,
+        },
+        root_propagation: mounts.root_propagation,
+        mounts: mounts.mounts,
+        devices: device_nodes,
+        masked_paths,
+        readonly_paths,
+        declared_volumes: mounts.declared_volumes,
+        process,
+    };
+    let extras = oci::Extras {
+        cgroup_path: input.cgroup_path,
+        resources: &resources,
+        device_rules: &device_rules,
+        seccomp: seccomp.as_deref(),
+        annotations: oci::container_annotations(input),
+    };
+    Ok(Built {
+        spec: oci::describe(&plan, extras),
+        device_rules,
+        stop_signal: process::stop_signal(config, image)?,
+        resources,
+        plan,
+    })
+}
+
+fn check_container(input: &ContainerInput<'_>) -> Result<()> {
+    let config = input.config;
+    if config.security.privileged && !input.pod.security.privileged {
+        let problem = "is not allowed in this pod sandbox";
+        let mend = "make the sandbox privileged too";
+        return Err(SpecError::invalid("privileged", true, problem, mend));
+    }
+    if !config.cdi_devices.is_empty() {
+        let names = config.cdi_devices.join(", ");
+        let mend = "name the device nodes in devices";
+        return Err(SpecError::unimplemented("CDI_devices", names, mend));
+    }
+    check_hostname(input.hostname)
+}
+
+fn check_hostname(hostname: &str) -> Result<()> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    if hostname.len() > 64 || !hostname.chars().all(plain) {
+        let problem = "is no host name";
+        let mend = "use at most 64 letters, digits, - and .";
+        return Err(SpecError::invalid("hostname", hostname, problem, mend));
+    }
+    Ok(())
+}
+
+fn process_of_container(
+    input: &ContainerInput<'_>,
+    resources: &Resources,
+    host: &HostFacts,
+) -> Result<(ProcessPlan, Option<std::sync::Arc<Compiled>>)> {
+    let (config, image) = (input.config, &input.image.config);
+    let security = &config.security;
+    let capabilities = security::capabilities(security, host)?;
+    let seccomp = filter(input.prepared, capabilities.bounding, host)?;
+    let field = "security_context";
+    let plan = ProcessPlan {
+        args: process::args(config, image)?,
+        env: process::env(config, image, input.hostname)?,
+        cwd: process::cwd(config, image)?,
+        user: user::of_container(config, &image.user)?,
+        capabilities,
+        no_new_privs: security.no_new_privs,
+        rlimits: rlimits(host),
+        oom_score_adj: i32::try_from(resources.oom_score_adj).ok(),
+        seccomp: seccomp.as_ref().map(|compiled| compiled.filter.clone()),
+        apparmor: security::apparmor(
+            &format!("{field}.apparmor"),
+            security.apparmor.as_ref(),
+            security.privileged,
+            host,
+        )?,
+        selinux: security::selinux(
+            &format!("{field}.selinux_options"),
+            security.selinux.as_ref(),
+            host,
+        )?,
+        terminal: config.tty,
+        umask: None,
+    };
+    Ok((plan, seccomp))
+}
+
+fn rlimits(host: &HostFacts) -> Vec<(u32, u64, u64)> {
+    let hard = OPEN_FILES.1.min(host.max_open_files);
+    vec![(RLIMIT_NOFILE, OPEN_FILES.0.min(hard), hard)]
+}
+
+fn filter(
+    prepared: &Prepared,
+    capabilities: u64,
+    host: &HostFacts,
+) -> Result<Option<std::sync::Arc<Compiled>>> {
+    let Some(profile) = &prepared.seccomp else {
+        return Ok(None);
+    };
+    let target = seccomp::Target {
+        arch: seccomp::Arch::native(),
+        capabilities,
+        kernel: host.kernel,
+        actions: &host.seccomp_actions,
+    };
+    seccomp::compile(profile, &target)
+        .map(Some)
+        .map_err(SpecError::Seccomp)
+}
+
+/// Makes the plan and spec of a sandbox: pause in the pod's namespaces, without any capability.
+///
+/// # Errors
+/// [`SpecError`]: the config is wrong, or asks for what is not built or not offered by this node.
+pub(crate) fn sandbox(input: &SandboxInput<'_>, host: &HostFacts) -> Result<Built> {
+    let security = &input.pod.security;
+    check_hostname(input.hostname)?;
+    let namespaces = namespaces::of_sandbox(input.pod)?;
+    let seccomp = filter(input.prepared, 0, host)?;
+    let resources = Resources {
+        oom_score_adj: SANDBOX_OOM_SCORE.max(host.min_oom_score_adj.into()),
+        ..Resources::default()
+    };
+    let field = "linux.security_context";
+    let process = ProcessPlan {
+        args: vec![],
+        env: vec![],
+        cwd: "/".to_owned(),
+        user: user::of_sandbox(input.pod)?,
+        capabilities: CapabilityMasks::default(),
+        no_new_privs: true,
+        rlimits: vec![],
+        oom_score_adj: i32::try_from(resources.oom_score_adj).ok(),
+        seccomp: seccomp.as_ref().map(|compiled| compiled.filter.clone()),
+        apparmor: security::apparmor(
+            &format!("{field}.apparmor"),
+            security.apparmor.as_ref(),
+            security.privileged,
+            host,
+        )?,
+        selinux: security::selinux(
+            &format!("{field}.selinux_options"),
+            security.selinux.as_ref(),
+            host,
+        )?,
+        terminal: false,
+        umask: None,
+    };
+    let own_uts = security.namespaces.network != NamespaceMode::Node;
+    let plan = Plan {
+        namespaces,
+        cgroup: input.cgroup_join.clone(),
+        hostname: if own_uts {
+            input.hostname.to_owned()
+        } else {
+            String::new()
+        },
+        sysctls: namespaces::sysctls(input.pod)?,
+        rootfs: Rootfs::Pause {
+            shm_size: match security.namespaces.ipc {
+                NamespaceMode::Node => 0,
+                _ => SHM_SIZE,
+            },
+        },
+        root_propagation: MountPropagation::Private,
+        mounts: vec![],
+        devices: vec![],
+        masked_paths: vec![],
+        readonly_paths: vec![],
+        declared_volumes: vec![],
+        process,
+    };
+    let device_rules = devices::of_sandbox();
+    let extras = oci::Extras {
+        cgroup_path: input.cgroup_path,
+        resources: &resources,
+        device_rules: &device_rules,
+        seccomp: seccomp.as_deref(),
+        annotations: oci::sandbox_annotations(input),
+    };
+    Ok(Built {
+        spec: oci::describe(&plan, extras),
+        device_rules,
+        resources,
+        plan,
+        stop_signal: crate::runtime::signals::TERM,
+    })
+}
+
+/// The plan of one more process in a container: as the first one, with another command.
+///
+/// # Errors
+/// [`SpecError::Invalid`]: nothing to run, or a NUL byte.
+pub(crate) fn exec(plan: &Plan, command: Vec<String>, terminal: bool) -> Result<ExecPlan> {
+    process::check_args("cmd", &command)?;
+    let mut process = ProcessPlan {
+        args: command,
+        terminal,
+        ..plan.process.clone()
+    };
+    let mut env = process::Env(std::mem::take(&mut process.env));
+    if terminal && !env.has("TERM") {
+        env.set(b"TERM", b"xterm");
+    }
+    process.env = env.0;
+    Ok(ExecPlan {
+        cgroup: plan.cgroup.clone(),
+        process,
+    })
+}

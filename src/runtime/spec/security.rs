@@ -1,0 +1,148 @@
+//! Security settings of a container's or sandbox's process.
+
+use crate::base::security::{ContainerSecurity, SecurityProfile, SelinuxOptions};
+use crate::runtime::capabilities::{self, UnknownCapability};
+use crate::runtime::plan::CapabilityMasks;
+use crate::runtime::spec::error::{Result, SpecError};
+use crate::runtime::spec::host::HostFacts;
+
+/// Paths hidden unless the caller asks otherwise: for clients that, unlike kubelet, send no list.
+pub(crate) const DEFAULT_MASKED_PATHS: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/scsi",
+    "/proc/sched_debug",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+/// Paths made read-only unless the caller asks otherwise.
+pub(crate) const DEFAULT_READONLY_PATHS: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+/// Energy counters by which processes spy on others: hidden whenever anything is.
+const POWERCAP: &str = "/sys/devices/virtual/powercap";
+
+/// Capability sets.
+///
+/// # Errors
+/// [`SpecError::Invalid`]: a capability that does not exist.
+pub(crate) fn capabilities(
+    security: &ContainerSecurity,
+    host: &HostFacts,
+) -> Result<CapabilityMasks> {
+    let available = host.available_capabilities();
+    if security.privileged {
+        return Ok(CapabilityMasks {
+            bounding: available,
+            permitted: available,
+            ambient: 0,
+        });
+    }
+    capabilities::of_container(&security.capabilities, available).map_err(
+        |UnknownCapability(name)| {
+            let problem = "is no capability";
+            let mend = "use a name of capabilities(7), or ALL";
+            SpecError::invalid("capabilities", name, problem, mend)
+        },
+    )
+}
+
+/// (masked, read-only) paths: as asked for, none for a privileged container.
+///
+/// # Errors
+/// [`SpecError::Invalid`]: a path is not absolute.
+pub(crate) fn hidden_paths(security: &ContainerSecurity) -> Result<(Vec<String>, Vec<String>)> {
+    for (field, paths) in [
+        ("masked_paths", &security.masked_paths),
+        ("readonly_paths", &security.readonly_paths),
+    ] {
+        let bad = |path: &&String| !path.starts_with('/') || path.contains('\0') || *path == "/";
+        if let Some(path) = paths.iter().find(bad) {
+            let problem = "is not an absolute path below the root";
+            return Err(SpecError::invalid(
+                field,
+                path,
+                problem,
+                "use an absolute path",
+            ));
+        }
+    }
+    if security.privileged {
+        return Ok((vec![], vec![]));
+    }
+    let mut masked = security.masked_paths.clone();
+    if !masked.is_empty() && masked.iter().all(|path| path != POWERCAP) {
+        masked.push(POWERCAP.to_owned());
+    }
+    Ok((masked, security.readonly_paths.clone()))
+}
+
+/// AppArmor profile of the process; empty: none. The default profile counts only where AppArmor is on.
+///
+/// # Errors
+/// [`SpecError::Precondition`]: a profile by name on a node without AppArmor.
+/// [`SpecError::Unimplemented`]: the default profile on a node with AppArmor.
+pub(crate) fn apparmor(
+    field: &str,
+    asked: Option<&SecurityProfile>,
+    privileged: bool,
+    host: &HostFacts,
+) -> Result<String> {
+    match asked {
+        Some(SecurityProfile::Localhost(name)) => {
+            let name = name.strip_prefix("localhost/").unwrap_or(name);
+            if name.is_empty() || name.contains(['\0', '\n']) {
+                let problem = "is no name of a profile";
+                return Err(SpecError::invalid(
+                    field,
+                    name,
+                    problem,
+                    "name a loaded profile",
+                ));
+            }
+            if !host.apparmor {
+                let problem = "is asked for, but this node has no AppArmor";
+                let mend = "use RuntimeDefault or Unconfined";
+                return Err(SpecError::precondition(field, name, problem, mend));
+            }
+            Ok(name.to_owned())
+        }
+        Some(SecurityProfile::RuntimeDefault) if host.apparmor && !privileged => {
+            let mend = "use Unconfined, or Localhost with a loaded profile";
+            Err(SpecError::unimplemented(field, "RuntimeDefault", mend))
+        }
+        None | Some(SecurityProfile::RuntimeDefault | SecurityProfile::Unconfined) => {
+            Ok(String::new())
+        }
+    }
+}
+
+/// SELinux options: nothing to do where the kernel has no SELinux.
+///
+/// # Errors
+/// [`SpecError::Unimplemented`]: options on a node with SELinux.
+pub(crate) fn selinux(
+    field: &str,
+    asked: Option<&SelinuxOptions>,
+    host: &HostFacts,
+) -> Result<String> {
+    match asked {
+        Some(options) if host.selinux && *options != SelinuxOptions::default() => {
+            let value = [&options.user, &options.role, &options.kind, &options.level]
+                .map(String::as_str)
+                .join(":");
+            Err(SpecError::unimplemented(field, value, "remove the options"))
+        }
+        _ => Ok(String::new()),
+    }
+}

@@ -1,0 +1,345 @@
+//! The same sessions over WebSocket.
+//!
+//! Remote command: the first byte of a message is its channel (0 stdin, 1 stdout, 2 stderr, 3 error, 4 resize);
+//! base64 variants send it as a digit and the rest encoded. v5 adds channel 255, whose payload names a channel that
+//! the client closes. Port-forward: either SPDY in binary messages (`SPDY/3.1+portforward.k8s.io`), or for each port
+//! a data (2n) and an error (2n+1) channel, each beginning with the port's number, low byte first.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::{Buf as _, Bytes};
+use futures_util::future::BoxFuture;
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::mpsc;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+
+use super::channel::{Closed, Gone, Input, Output, Sink, Stdio};
+use super::http::Site;
+use super::session::StreamRequest;
+use super::{port_forward as forward, remote_command as command};
+
+/// Protocols of exec and attach.
+pub(super) const COMMAND_PROTOCOLS: &[&str] = &[
+    "v5.channel.k8s.io",
+    "v4.channel.k8s.io",
+    "v4.base64.channel.k8s.io",
+    "channel.k8s.io",
+    "base64.channel.k8s.io",
+];
+/// SPDY in messages.
+const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+/// Protocols of port-forward.
+pub(super) const FORWARD_PROTOCOLS: &[&str] = &[
+    TUNNEL,
+    "v4.channel.k8s.io",
+    "v4.base64.channel.k8s.io",
+    "channel.k8s.io",
+    "base64.channel.k8s.io",
+];
+/// Longest message taken, in bytes.
+const MAX_MESSAGE: usize = 4 << 20;
+/// Ports of one old-style port-forward.
+const MAX_PORTS: usize = 127;
+const ERROR: u8 = 3;
+const RESIZE: u8 = 4;
+const CLOSE: u8 = 255;
+
+/// The handshake's answer to a key.
+pub(super) fn accept_key(key: &[u8]) -> String {
+    tokio_tungstenite::tungstenite::handshake::derive_accept_key(key)
+}
+
+async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(socket: S) -> WebSocketStream<S> {
+    let config = WebSocketConfig::default()
+        .max_message_size(Some(MAX_MESSAGE))
+        .max_frame_size(Some(MAX_MESSAGE));
+    WebSocketStream::from_raw_socket(socket, Role::Server, Some(config)).await
+}
+
+/// Sends messages of one channel.
+struct ChannelSink {
+    channel: u8,
+    base64: bool,
+    writer: mpsc::Sender<Message>,
+}
+
+impl ChannelSink {
+    fn message(&self, bytes: &[u8]) -> Message {
+        if self.base64 {
+            let text = format!("{}{}", self.channel, STANDARD.encode(bytes));
+            return Message::text(text);
+        }
+        let mut message = Vec::with_capacity(bytes.len() + 1);
+        message.push(self.channel);
+        message.extend_from_slice(bytes);
+        Message::binary(message)
+    }
+}
+
+impl Sink for ChannelSink {
+    fn send(&self, bytes: Bytes) -> BoxFuture<'_, Result<(), Closed>> {
+        Box::pin(async move {
+            self.writer
+                .send(self.message(&bytes))
+                .await
+                .map_err(|_gone| Closed)
+        })
+    }
+
+    fn end(&self) -> BoxFuture<'_, ()> {
+        // There is no end of one channel towards the client: the close of the connection says it.
+        Box::pin(async {})
+    }
+}
+
+async fn write_messages<S: AsyncRead + AsyncWrite + Unpin>(
+    mut socket: SplitSink<WebSocketStream<S>, Message>,
+    mut messages: mpsc::Receiver<Message>,
+) {
+    while let Some(message) = messages.recv().await {
+        if socket.feed(message).await.is_err() {
+            return;
+        }
+        if messages.is_empty() && socket.flush().await.is_err() {
+            return;
+        }
+    }
+    let _gone = socket.close().await.is_err();
+}
+
+/// A message as (channel, payload).
+fn decode(message: Message, base64: bool) -> Option<(u8, Bytes)> {
+    match message {
+        Message::Binary(mut bytes) if !base64 && bytes.has_remaining() => {
+            let channel = bytes.get_u8();
+            Some((channel, bytes))
+        }
+        Message::Text(text) if base64 => {
+            let (channel, rest) = text.as_str().split_at_checked(1)?;
+            let channel = channel.parse().ok()?;
+            Some((channel, STANDARD.decode(rest).ok()?.into()))
+        }
+        // Clients of the binary protocols may send text.
+        Message::Text(text) => {
+            let (channel, rest) = text.as_bytes().split_first()?;
+            Some((*channel, Bytes::copy_from_slice(rest)))
+        }
+        _ => None,
+    }
+}
+
+/// Hands messages to the inputs of their channels until the client leaves.
+async fn read_messages<S: AsyncRead + AsyncWrite + Unpin>(
+    mut socket: SplitStream<WebSocketStream<S>>,
+    mut inputs: Vec<(u8, mpsc::Sender<Bytes>)>,
+    base64: bool,
+    idle: std::time::Duration,
+) {
+    while let Ok(Some(Ok(message))) = tokio::time::timeout(idle, socket.next()).await {
+        if matches!(message, Message::Close(_)) {
+            return;
+        }
+        let Some((channel, bytes)) = decode(message, base64) else {
+            continue;
+        };
+        if channel == CLOSE {
+            inputs.retain(|(one, _)| bytes.first() != Some(one));
+            continue;
+        }
+        let input = inputs.iter().find(|(one, _)| *one == channel);
+        if let Some((_, input)) = input
+            && !bytes.is_empty()
+            && input.send(bytes).await.is_err()
+        {
+            inputs.retain(|(one, _)| *one != channel);
+        }
+    }
+}
+
+/// Serves an exec or attach.
+pub(super) async fn remote_command<S>(
+    socket: S,
+    request: StreamRequest,
+    protocol: &str,
+    site: Site,
+) -> Result<(), String>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let flags = command::flags(&request)
+        .cloned()
+        .ok_or("no command to run")?;
+    let base64 = protocol.contains("base64");
+    let (sink, stream) = upgrade(socket).await.split();
+    let (writer, messages) = mpsc::channel(32);
+    let written = site.tasks.spawn(write_messages(sink, messages));
+    let output = |channel| {
+        Output::new(ChannelSink {
+            channel,
+            base64,
+            writer: writer.clone(),
+        })
+    };
+    let (stdin_to, stdin) = Input::new();
+    let (resize_to, resize_input) = Input::new();
+    let (sizes_to, resize) = mpsc::channel(8);
+    drop(
+        site.tasks
+            .spawn(command::pass_sizes(resize_input, sizes_to)),
+    );
+    let mut inputs = vec![(RESIZE, resize_to)];
+    if flags.stdin {
+        inputs.push((0, stdin_to));
+    }
+    let (leaving, gone) = Gone::new();
+    let idle = site.limits.idle;
+    drop(site.tasks.spawn(async move {
+        read_messages(stream, inputs, base64, idle).await;
+        leaving.send_replace(true);
+    }));
+    // Something must come first for clients that wait for the connection to be up.
+    let first = ChannelSink {
+        channel: if flags.stdout { 1 } else { ERROR },
+        base64,
+        writer: writer.clone(),
+    };
+    writer
+        .send(first.message(&[]))
+        .await
+        .map_err(|_gone| "the client left")?;
+    drop(first);
+    let stdio = Stdio {
+        stdin: flags.stdin.then_some(stdin),
+        stdout: flags.stdout.then(|| output(1)),
+        stderr: flags.stderr.then(|| output(2)),
+        tty: flags.tty,
+        resize,
+        gone: gone.clone(),
+    };
+    let result = command::work(request, stdio, &site).await;
+    let _gone = output(ERROR)
+        .send(command::verdict(protocol, &result))
+        .await
+        .is_err();
+    drop(writer);
+    finish(written, gone).await;
+    Ok(())
+}
+
+/// Waits until all is written and the client has answered the close.
+async fn finish(written: tokio::sync::oneshot::Receiver<()>, mut gone: Gone) {
+    let both = async {
+        let _ended = written.await.is_err();
+        gone.wait().await;
+    };
+    let _late = tokio::time::timeout(command::LINGER, both).await.is_err();
+}
+
+/// Serves a port-forward.
+pub(super) async fn port_forward<S>(
+    socket: S,
+    pod: String,
+    ports: Vec<u16>,
+    protocol: &str,
+    site: Site,
+) -> Result<(), String>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    if protocol == TUNNEL {
+        return tunnel(socket, pod, site).await;
+    }
+    if ports.is_empty() || ports.len() > MAX_PORTS {
+        return Err(format!(
+            "{} ports: name 1 to {MAX_PORTS} in the request",
+            ports.len()
+        ));
+    }
+    let base64 = protocol.contains("base64");
+    let (sink, stream) = upgrade(socket).await.split();
+    let (writer, messages) = mpsc::channel(32);
+    let written = site.tasks.spawn(write_messages(sink, messages));
+    let (leaving, gone) = Gone::new();
+    let mut inputs = vec![];
+    let mut sessions = vec![];
+    for (index, port) in (0u8..).zip(ports) {
+        let (data_to, data) = Input::new();
+        inputs.push((index * 2, data_to));
+        let channel = |channel| ChannelSink {
+            channel,
+            base64,
+            writer: writer.clone(),
+        };
+        let (data_out, error_out) = (channel(index * 2), channel(index * 2 + 1));
+        for sink in [&data_out, &error_out] {
+            let number = sink.message(&port.to_le_bytes());
+            writer
+                .send(number)
+                .await
+                .map_err(|_gone| "the client left")?;
+        }
+        let (pod, gone, endpoint) = (pod.clone(), gone.clone(), site.endpoint.clone());
+        sessions.push(site.tasks.spawn(async move {
+            let error = Output::new(error_out);
+            let failure = match endpoint.dial(pod, port).await {
+                Ok(socket) => forward::copy(socket, data, Output::new(data_out), gone)
+                    .await
+                    .err()
+                    .map(|e| e.to_string()),
+                Err(e) => Some(e.to_string()),
+            };
+            if let Some(text) = failure {
+                let _gone = error
+                    .send(format!("port {port}: {text}").into())
+                    .await
+                    .is_err();
+            }
+        }));
+    }
+    drop(writer);
+    let idle = site.limits.idle;
+    drop(site.tasks.spawn(async move {
+        read_messages(stream, inputs, base64, idle).await;
+        leaving.send_replace(true);
+    }));
+    for session in sessions {
+        let _ended = session.await.is_err();
+    }
+    finish(written, gone).await;
+    Ok(())
+}
+
+/// SPDY in binary messages: a byte stream of two pumps.
+async fn tunnel<S>(socket: S, pod: String, site: Site) -> Result<(), String>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (mut sink, mut stream) = upgrade(socket).await.split();
+    let (near, far) = tokio::io::duplex(256 << 10);
+    let (mut from_spdy, mut to_spdy) = tokio::io::split(far);
+    drop(site.tasks.spawn(async move {
+        while let Some(Ok(message)) = stream.next().await {
+            match message {
+                Message::Binary(bytes) if to_spdy.write_all(&bytes).await.is_err() => break,
+                Message::Close(_) => break,
+                _ => {}
+            }
+        }
+        let _gone = to_spdy.shutdown().await.is_err();
+    }));
+    drop(site.tasks.spawn(async move {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(length @ 1..) = from_spdy.read(&mut buffer).await {
+            let message = Message::binary(Bytes::copy_from_slice(&buffer[..length]));
+            if sink.send(message).await.is_err() {
+                break;
+            }
+        }
+        let _gone = sink.close().await.is_err();
+    }));
+    forward::over_spdy(near, pod, site).await
+}

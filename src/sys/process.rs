@@ -1,0 +1,191 @@
+//! Processes by pidfd: signal, wait, become a reaper, end. See `pidfd_open(2)`, `waitid(2)`.
+#![expect(unsafe_code, reason = "system calls without a safe wrapper")]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus};
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// It exited with this code.
+    Code(i32),
+    /// This signal killed it.
+    Signal(i32),
+}
+
+impl Exit {
+    /// One number as shells give it: the code, or 128+n for signal n.
+    pub(crate) const fn code(self) -> i32 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => 128 + signal,
+        }
+    }
+
+    fn of(status: &WaitIdStatus) -> Option<Self> {
+        if let Some(code) = status.exit_status() {
+            return Some(Self::Code(code));
+        }
+        status.terminating_signal().map(Self::Signal)
+    }
+}
+
+/// A pidfd of the process `pid`, close-on-exec. It may be another process than meant unless `pid` is a child
+/// not waited for, or the peer of a connected socket.
+///
+/// # Errors
+/// The number of `pidfd_open(2)`; `ESRCH`: no such process.
+pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    let pid = pid_of(pid)?;
+    Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Sends a signal, any number. A process that has ended (a zombie too) is no error: `false`.
+///
+/// # Errors
+/// The number of `pidfd_send_signal(2)` other than `ESRCH`.
+pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<bool> {
+    // SAFETY: integers and a null pointer (no siginfo); touches no memory of ours.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if result == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::ESRCH) => Ok(false),
+        _ => Err(error),
+    }
+}
+
+/// Reaps the child behind `pidfd` if it has ended; `None`: it lives. The pidfd becomes readable at its end.
+///
+/// # Errors
+/// The number of `waitid(2)`; `ECHILD`: not our child, or reaped already.
+pub(crate) fn try_wait(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    let status = rustix::process::waitid(WaitId::PidFd(pidfd), options)?;
+    Ok(status.as_ref().and_then(Exit::of))
+}
+
+/// Waits for the end of the child behind `pidfd` and reaps it. Blocks.
+///
+/// # Errors
+/// The number of `waitid(2)`.
+pub(crate) fn wait(pidfd: BorrowedFd<'_>) -> io::Result<Exit> {
+    loop {
+        match rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED) {
+            Ok(status) => {
+                if let Some(exit) = status.as_ref().and_then(Exit::of) {
+                    return Ok(exit);
+                }
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Reaps one ended child of any kind: (pid, how); `None`: none has ended, or there is none. For orphans that a
+/// subreaper inherits. It would take children with a pidfd too: reap those first with [`try_wait`].
+///
+/// # Errors
+/// The number of `waitpid(2)` other than `ECHILD`.
+pub(crate) fn reap_any() -> io::Result<Option<(u32, Exit)>> {
+    match rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
+        Ok(Some((pid, status))) => {
+            let exit = status
+                .exit_status()
+                .map(Exit::Code)
+                .or_else(|| status.terminating_signal().map(Exit::Signal));
+            let pid = u32::try_from(pid.as_raw_nonzero().get()).unwrap_or_default();
+            Ok(exit.map(|exit| (pid, exit)))
+        }
+        Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Makes orphaned descendants children of this process (`PR_SET_CHILD_SUBREAPER`).
+///
+/// # Errors
+/// The number of `prctl(2)`.
+pub(crate) fn become_subreaper() -> io::Result<()> {
+    Ok(rustix::process::set_child_subreaper(Some(
+        rustix::process::getpid(),
+    ))?)
+}
+
+/// Names the calling thread (15 bytes are kept); `ps` shows it.
+///
+/// # Errors
+/// The number of `prctl(2)`.
+pub(crate) fn set_name(name: &std::ffi::CStr) -> io::Result<()> {
+    Ok(rustix::thread::set_name(name)?)
+}
+
+/// Makes this process the leader of a new session without a terminal.
+///
+/// # Errors
+/// The number of `setsid(2)`; `EPERM`: it leads a process group already.
+pub(crate) fn new_session() -> io::Result<()> {
+    let _session = rustix::process::setsid()?;
+    Ok(())
+}
+
+/// Ends this process at once: no destructor, no flush, no handler. For forked children.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: does not return and touches no memory.
+    unsafe { libc::_exit(code) }
+}
+
+/// This process's number.
+pub(crate) fn id() -> u32 {
+    u32::try_from(rustix::process::getpid().as_raw_nonzero().get()).unwrap_or_default()
+}
+
+/// The checked form of a pid.
+///
+/// # Errors
+/// `ESRCH` for 0 and what is no pid.
+pub(crate) fn pid_of(pid: u32) -> io::Result<Pid> {
+    i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "test")]
+    fn wait_and_signal_by_pidfd() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let pidfd = pidfd_open(child.id()).unwrap();
+        assert_eq!(try_wait(pidfd.as_fd()).unwrap(), None);
+        assert!(send_signal(pidfd.as_fd(), libc::SIGKILL).unwrap());
+        assert_eq!(wait(pidfd.as_fd()).unwrap(), Exit::Signal(9));
+        assert!(!send_signal(pidfd.as_fd(), libc::SIGKILL).unwrap());
+        assert_eq!(
+            try_wait(pidfd.as_fd()).unwrap_err().raw_os_error(),
+            Some(libc::ECHILD)
+        );
+        assert!(child.try_wait().is_err());
+        assert_eq!(Exit::Signal(9).code(), 137);
+    }
+}

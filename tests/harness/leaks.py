@@ -1,0 +1,110 @@
+"""Asserts that a runtime leaves nothing: processes, mounts, links, nft rules, cgroups, files."""
+
+import os
+import re
+import subprocess
+
+CGROUPS = "/sys/fs/cgroup"
+
+
+def descendants():
+    """Live processes below this one: {pid: command line}. Dead orphans are reaped."""
+    children, command = {}, {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat") as f:
+                state, parent = f.read().rpartition(")")[2].split()[:2]
+            with open(f"/proc/{pid}/cmdline", "rb") as f:
+                command[int(pid)] = f.read().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:
+            continue
+        children.setdefault(int(parent), []).append((int(pid), state))
+    found, todo = {}, [os.getpid()]
+    while todo:
+        parent = todo.pop()
+        for pid, state in children.get(parent, []):
+            if state == "Z" and parent == os.getpid():
+                _reap(pid)
+            elif state != "Z":
+                found[pid] = command.get(pid, "")
+                todo.append(pid)
+    return found
+
+
+def _reap(pid):
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass
+
+
+def mounts():
+    with open("/proc/self/mountinfo") as f:
+        return [line.split()[4] for line in f]
+
+
+def links():
+    out = subprocess.run(["ip", "-o", "link"], stdout=subprocess.PIPE, check=True).stdout.decode()
+    return [re.sub(r"@.*", "", line.split(": ")[1]) for line in out.splitlines()]
+
+
+def nft_tables():
+    try:
+        out = subprocess.run(["nft", "list", "tables"], stdout=subprocess.PIPE, check=True).stdout.decode()
+    except FileNotFoundError:
+        return []
+    return out.splitlines()
+
+
+def cgroups(name):
+    """Directories of that name, or below one, in every hierarchy."""
+    found = []
+    tops = [CGROUPS] + [e.path for e in os.scandir(CGROUPS) if e.is_dir() and not e.is_symlink()]
+    for top in tops:
+        for base, _, _ in os.walk(os.path.join(top, name.strip("/"))):
+            found.append(base)
+    return found
+
+
+def files(directory):
+    """Files and symbolic links below a directory."""
+    return [os.path.join(base, name) for base, _, names in os.walk(directory) for name in names]
+
+
+def _extra(now, before):
+    """What is there more often than before, in order."""
+    left = list(before)
+    return [item for item in now if item not in left or left.remove(item)]
+
+
+class Baseline:
+    """The state before the runtime is started; `left` tells what came on top of it."""
+
+    def __init__(self):
+        self.processes, self.mounts = set(descendants()), mounts()
+        self.links, self.tables = links(), nft_tables()
+
+    def left(self, runtime, ids=()):
+        """Complaints after the runtime's end, one line each; `ids` are its pods and containers."""
+        out = [f"process {pid}: {cmd}" for pid, cmd in descendants().items() if pid not in self.processes]
+        out += [f"mount {m}" for m in _extra(mounts(), self.mounts)]
+        if runtime.leaves_network:
+            return out + self._files(runtime, ids)
+        out += [f"link {l}" for l in _extra(links(), self.links)]
+        out += [f"nft {t}" for t in _extra(nft_tables(), self.tables)]
+        out += [f"cgroup {c}" for c in cgroups(runtime.cgroup_root)]
+        return out + self._files(runtime, ids)
+
+    @staticmethod
+    def _files(runtime, ids):
+        allowed = re.compile(runtime.state_files_allowed)
+        out = [f"file {f}" for f in files(runtime.state) if not allowed.search(f)]
+        for path in files(runtime.root):
+            hit = [i for i in ids if i in path]
+            if not hit and os.path.isfile(path) and not os.path.islink(path) and os.path.getsize(path) < 65536:
+                with open(path, "rb") as f:
+                    content = f.read()
+                hit = [i for i in ids if i.encode() in content]
+            if hit:
+                out.append(f"file {path} names {hit[0][:13]}")
+        return out

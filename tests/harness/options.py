@@ -1,0 +1,96 @@
+"""The command line of the tests that drive a runtime, and the set-up it asks for."""
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import time
+
+from harness import isolate, leaks, report, runtimes
+
+sys.path.insert(0, os.path.join(runtimes.REPO, "tests", "images"))
+import registry  # noqa: E402  (tests/images has no package)
+
+
+def parser(doc):
+    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--runtime", choices=sorted(runtimes.RUNTIMES), default="berth",
+                   help="the runtime to start for the test (default: berth)")
+    p.add_argument("--host", action="store_true",
+                   help="in the machine's own namespaces (a throwaway node), not in the test's")
+    p.add_argument("--time-factor", type=float, default=float(os.environ.get("BERTH_TIME_FACTOR", "1")),
+                   help="multiplies every deadline; an emulated node needs 5 to 10")
+    p.add_argument("--images", help="a directory made by tests/images/registry.py prepare")
+    p.add_argument("--keep", action="store_true", help="keep the work directory")
+    return p
+
+
+class Session:
+    """A started runtime, its registry's images.json and its work directory."""
+
+    def __init__(self, work, runtime, images, factor, baseline):
+        self.work, self.runtime, self.images, self.factor = work, runtime, images, factor
+        self.baseline = baseline
+
+    @property
+    def endpoint(self):
+        return "unix://" + self.runtime.socket
+
+
+@contextlib.contextmanager
+def session(args, steps):
+    """Registry and runtime for the block; asserts at its end that nothing is left."""
+    images = args.images or registry.prepare()
+    isolate.enter(not args.host)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    work = tempfile.mkdtemp(prefix=f"berth-test-{os.getpid()}")
+    os.chmod(work, 0o711)  # a container's root in a user namespace walks through it
+    certs = os.path.join(work, "certs.d")
+    failed_before = len(steps.failed)
+    try:
+        with registry.RegistryProcess(images + "/registry", scratch=work) as reg:
+            registry.write_hosts(certs, reg.address)
+            baseline = leaks.Baseline()
+            runtime = runtimes.RUNTIMES[args.runtime](work, certs, args.time_factor)
+            try:
+                runtime.start()
+                yield Session(work, runtime, images, args.time_factor, baseline)
+                with steps.step(f"{runtime.name} is still running"):
+                    report.expect(runtime.alive(), f"ended with {runtime.process.poll()}: {runtime.log_end()}")
+                with steps.step("nothing is left"):
+                    _end(runtime, baseline, args.time_factor)
+            finally:
+                runtime.process and runtime.stop()
+                _end_strays(baseline)
+    finally:
+        if len(steps.failed) > failed_before or sys.exc_info()[0] not in (None, SystemExit):
+            with contextlib.suppress(OSError):
+                print(f"--- end of {runtime.log}:\n{runtime.log_end()}", flush=True)
+        if not args.keep:
+            runtimes.remove_tree(work)
+        else:
+            print(f"kept: {work}")
+
+
+def _end(runtime, baseline, factor):
+    code = runtime.stop()
+    report.expect(code == 0, f"{runtime.name} ended with {code}")
+    end = time.monotonic() + 10 * factor
+    while left := baseline.left(runtime, runtime.ids):
+        if time.monotonic() > end:
+            raise report.Failure(f"{len(left)} left: " + "; ".join(left[:20]))
+        time.sleep(0.2)
+
+
+def _end_strays(baseline):
+    """Ends what the runtime left running, so that the machine is as before."""
+    for _ in range(50):
+        stray = [pid for pid in leaks.descendants() if pid not in baseline.processes]
+        if not stray:
+            return
+        for pid in stray:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)

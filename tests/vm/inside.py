@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+"""Inside the emulated node: the steps one after the other, then a table of them.
+
+A failed step does not end the run; the exit status tells whether all passed.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+
+TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+COMMON = ["--host", "--images", "/payload/images"]
+CRITEST = ["Container", "PodSandbox", "Container OOM"]
+STEPS = {
+    "quickstart": [TESTS + "/quickstart/run.py", "--host"],
+    "crictl": [TESTS + "/crictl/walkthrough.py", *COMMON],
+    "cgroups": [TESTS + "/cgroups/run.py", *COMMON],
+    "kubelet": [TESTS + "/kubelet/run.py", *COMMON],
+    "critest": [TESTS + "/critest/run.py", *CRITEST, *COMMON],
+}
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(STEPS)} (all)")
+    ap.add_argument("--runtime", default="berth")
+    args = ap.parse_args()
+    unknown = [s for s in args.steps if s not in STEPS]
+    if unknown:
+        sys.exit(f"no step {unknown}; there are {list(STEPS)}")
+    with open("/sys/fs/cgroup/cgroup.controllers") as f:
+        print(f"node: {os.uname().release}, cgroup v2 with {f.read().strip()}", flush=True)
+    rows = []
+    for name in args.steps or [s for s in STEPS if s != "quickstart" or args.runtime == "berth"]:
+        print(f"\n=== in the node: {name}", flush=True)
+        start = time.monotonic()
+        arguments = [] if name == "quickstart" else ["--runtime", args.runtime]
+        code = subprocess.run([*STEPS[name], *arguments], check=False).returncode
+        rows.append((name, code, time.monotonic() - start))
+    print(f"\n{'in the node':14}{'result':>8}{'seconds':>9}")
+    for name, code, seconds in rows:
+        print(f"{name:14}{'ok' if code == 0 else 'FAILED':>8}{seconds:9.0f}")
+    failed = [name for name, code, _ in rows if code]
+    print(f"vm: {len(rows) - len(failed)} passed, {len(failed)} failed", flush=True)
+    sys.exit(1 if failed or not rows else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+#!/usr/bin/env python3
+"""Runs the tests in an emulated node: cgroup v2, systemd, every capability, AppArmor.
+
+    run.py [STEP...] [--runtime NAME] [--artifacts DIR]
+
+Steps are those of inside.py (default: all). The binaries, tools, tests and the prepared
+images travel as the node's read-only /payload; hack/vm boots it and gives back the output.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "images")]
+from harness import runtimes  # noqa: E402
+import registry  # noqa: E402
+
+TIME_FACTOR = "8"
+PEERS = ("CONTAINERD", "CONTAINERD_SHIM", "RUNC")
+CNI = ("/usr/lib/cni/bridge", "/usr/lib/cni/host-local", "/usr/lib/cni/portmap", "/usr/lib/cni/loopback")
+
+
+def berth_binaries():
+    program = os.environ.get("BERTH") or os.path.join(runtimes.REPO, "target", "release", "berth")
+    found = [program, os.path.join(os.path.dirname(program), "berth-monitor")]
+    for path in found:
+        if not os.access(path, os.X_OK):
+            sys.exit(f"missing tool: {path}; hack/build builds it")
+    return found
+
+
+def prepared_demo(directory):
+    """The node has no compiler: the demonstration's image is made here and only copied there."""
+    maker = os.path.join(directory, "image")
+    subprocess.run([maker, os.path.join(directory, "hello.tar")], check=True)
+    with open(maker, "w") as f:
+        f.write('#!/bin/sh\ncp "${0%/*}/hello.tar" "$1"\n')
+
+
+def payload(directory, runtime):
+    """Fills the directory that the node sees as /payload; the variables the steps need."""
+    binaries, repository = os.path.join(directory, "bin"), os.path.join(directory, "repo")
+    os.makedirs(binaries)
+    variables = {"BERTH_TIME_FACTOR": TIME_FACTOR, "DOCKER_REGISTRY": "/payload/bin/docker-registry"}
+    tools = [(n, runtimes.tool(n)) for n in ("CRICTL", "CRITEST", "KUBELET")]
+    if runtime == "berth":
+        release = os.path.join(repository, "target", "release")
+        os.makedirs(release)
+        for path in berth_binaries():
+            shutil.copy(path, release)
+    else:
+        tools += [(n, runtimes.tool(n)) for n in PEERS] + [("", p) for p in CNI]
+    tools.append(("", shutil.which(registry.PROGRAM) or sys.exit(f"missing tool: {registry.PROGRAM}")))
+    for name, path in tools:
+        shutil.copy(path, binaries)
+        if name:
+            variables[name] = "/payload/bin/" + os.path.basename(path)
+    for part in ("tests", "hack", "deploy"):
+        if os.path.isdir(os.path.join(runtimes.REPO, part)):
+            shutil.copytree(os.path.join(runtimes.REPO, part), os.path.join(repository, part), symlinks=True,
+                            ignore=shutil.ignore_patterns("__pycache__", "go.sum"))
+    prepared_demo(os.path.join(repository, "hack", "demo"))
+    shutil.copytree(registry.prepare(), os.path.join(directory, "images"))
+    return variables
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("steps", nargs="*")
+    ap.add_argument("--runtime", choices=sorted(runtimes.RUNTIMES), default="berth")
+    ap.add_argument("--artifacts", help="a directory for what the steps leave in /artifacts")
+    ap.add_argument("--timeout", type=int, default=2400, help="seconds for the whole node (2400)")
+    args = ap.parse_args()
+    hack = os.path.join(runtimes.REPO, "hack", "vm")
+    if subprocess.run([hack + "/build"], check=False).returncode:
+        sys.exit("the node cannot be built")
+    with tempfile.TemporaryDirectory(prefix="berth-payload-", dir=registry.cache_dir()) as directory:
+        variables = payload(directory, args.runtime)
+        environment = {**os.environ, "VM_INIT": "systemd", "VM_TIMEOUT": str(args.timeout),
+                       "VM_ENV": " ".join(f"{k}={v}" for k, v in variables.items()),
+                       **({"VM_ARTIFACTS": args.artifacts} if args.artifacts else {})}
+        command = " ".join(["exec python3 -u /payload/repo/tests/vm/inside.py", "--runtime", args.runtime, *args.steps])
+        done = subprocess.run([hack + "/run", "-", "-", directory, command], env=environment, check=False)
+    sys.exit(done.returncode)
+
+
+if __name__ == "__main__":
+    main()
