@@ -495,8 +495,16 @@ impl Layers {
             self.0
                 .records
                 .put(&number.to_string(), &record, Durability::Process)?;
-            if let Some(layer) = self.state().layers.get_mut(number) {
-                layer.record = record;
+            let kept = match self.state().layers.get_mut(number) {
+                Some(layer) => {
+                    layer.record = record;
+                    true
+                }
+                None => false,
+            };
+            if !kept {
+                // Collected meanwhile: its record may have gone before this one was written.
+                self.0.records.remove(&number.to_string())?;
             }
         }
         Ok(())

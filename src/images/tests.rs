@@ -242,6 +242,29 @@ async fn what_no_sync_confirmed_is_void_after_a_reboot() {
     assert!(layers.find(&digest).is_none() && !path.exists());
 }
 
+#[test]
+fn a_layer_collected_while_it_is_settled_leaves_no_record() {
+    let place = tempfile::tempdir().unwrap();
+    let layers = crate::images::layers::Layers::open(place.path(), "boot").unwrap();
+    let digest = crate::images::digest::Digest::of(b"x");
+    for _ in 0..300 {
+        let new = layers.begin().unwrap();
+        let lease = layers.admit(new, digest, Default::default()).unwrap();
+        let number = lease.number();
+        let start = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                layers.settle(&[number]).unwrap();
+            });
+            start.wait();
+            drop(lease);
+            layers.collect().unwrap();
+        });
+        assert_eq!(left_in(place.path()), Vec::<String>::new());
+    }
+}
+
 #[tokio::test]
 async fn bad_archives_leave_nothing() {
     let place = tempfile::tempdir().unwrap();
