@@ -245,6 +245,7 @@ async fn what_no_sync_confirmed_is_void_after_a_reboot() {
 #[test]
 fn a_layer_collected_while_it_is_settled_leaves_no_record() {
     let place = tempfile::tempdir().unwrap();
+    drop(store(place.path()));
     let layers = crate::images::layers::Layers::open(place.path(), "boot").unwrap();
     let digest = crate::images::digest::Digest::of(b"x");
     for _ in 0..300 {
