@@ -68,6 +68,8 @@ struct Inner {
     state: Mutex<State>,
     /// Held while layers are made to fit a chain.
     fitting: Mutex<()>,
+    /// Held while directories are removed: two at the same one would trip over each other.
+    removing: Mutex<()>,
 }
 
 /// The layer store. Clones share it.
@@ -146,6 +148,7 @@ impl Layers {
             records,
             state: Mutex::new(state),
             fitting: Mutex::new(()),
+            removing: Mutex::new(()),
         })))
     }
 
@@ -432,6 +435,11 @@ impl Layers {
             }
             unused
         };
+        let _alone = self
+            .0
+            .removing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let mut outcome = Ok(());
         for number in unused {
             let removed = self.remove(number);
@@ -448,13 +456,7 @@ impl Layers {
             let path = entry.map_err(unreadable)?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if name.starts_with("del-") {
-                // Another collection may be removing it at the same time.
-                tree::remove_path(&path)
-                    .or_else(|errno| match errno {
-                        rustix::io::Errno::NOENT => Ok(()),
-                        errno => Err(errno),
-                    })
-                    .map_err(|errno| ImageError::io("remove", &path, errno))?;
+                tree::remove_path(&path).map_err(|errno| ImageError::io("remove", &path, errno))?;
             }
         }
         Ok(())

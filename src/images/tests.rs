@@ -266,6 +266,35 @@ fn a_layer_collected_while_it_is_settled_leaves_no_record() {
     }
 }
 
+#[test]
+fn layers_are_collected_by_several_at_once() {
+    let place = tempfile::tempdir().unwrap();
+    drop(store(place.path()));
+    let layers = crate::images::layers::Layers::open(place.path(), "boot").unwrap();
+    let digest = crate::images::digest::Digest::of(b"x");
+    for _ in 0..100 {
+        let leases = [(); 4].map(|()| {
+            let new = layers.begin().unwrap();
+            let lease = layers.admit(new, digest, Default::default()).unwrap();
+            let path = place.path().join("layers").join(lease.number().to_string());
+            fs::create_dir_all(path.join("a/b/c")).unwrap();
+            lease
+        });
+        let start = std::sync::Barrier::new(leases.len());
+        std::thread::scope(|scope| {
+            for lease in leases {
+                let (layers, start) = (&layers, &start);
+                scope.spawn(move || {
+                    start.wait();
+                    drop(lease);
+                    layers.collect().unwrap();
+                });
+            }
+        });
+        assert_eq!(left_in(place.path()), Vec::<String>::new());
+    }
+}
+
 #[tokio::test]
 async fn bad_archives_leave_nothing() {
     let place = tempfile::tempdir().unwrap();

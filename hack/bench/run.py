@@ -1,0 +1,57 @@
+#!/usr/bin/env python3
+"""Runs the benchmark against berth and peers side by side, each with root, state and network of its own.
+
+    hack/bench/run.py [--peer containerd]... [-- OPTIONS OF THE BENCHMARK]
+
+Options of the benchmark: the head of hack/bench/main.rs. Peers: hack/install-peers builds them.
+Everything runs in namespaces of its own; the images come from the tests' local registry.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+
+REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path[:0] = [os.path.join(REPO, "tests"), os.path.join(REPO, "tests", "images")]
+from harness import isolate, runtimes  # noqa: E402
+import registry  # noqa: E402
+
+PROCESSES = {"berth": "berth,berth-monitor,pause", "containerd": "containerd,containerd-shim,pause"}
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--peer", action="append", default=[], choices=sorted(set(PROCESSES) - {"berth"}))
+    ap.add_argument("options", nargs="*", help="after --: for the benchmark")
+    args = ap.parse_args()
+    images = registry.prepare()
+    program = os.environ.get("BENCH") or os.path.join(REPO, "target", "release", "examples", "bench")
+    if not os.access(program, os.X_OK):
+        sys.exit(f"missing tool: {program}; cargo build --release --example bench builds it")
+    os.environ.setdefault("BERTH_LOG", "info")
+    isolate.enter()
+    with tempfile.TemporaryDirectory(prefix="berth-bench-") as directory:
+        certs = os.path.join(directory, "certs.d")
+        with registry.RegistryProcess(images + "/registry", scratch=directory) as reg:
+            registry.write_hosts(certs, reg.address)
+            started, options = [], []
+            try:
+                for name in ["berth", *args.peer]:
+                    work = os.path.join(directory, f"{name}-{os.getpid()}")
+                    os.makedirs(work)
+                    runtime = runtimes.RUNTIMES[name](work, certs)
+                    started.append(runtime)
+                    runtime.start()
+                    options += ["--endpoint", f"{name}={runtime.socket}@{PROCESSES[name]}"]
+                code = subprocess.run([program, *options, *args.options], check=False).returncode
+            finally:
+                for runtime in started:
+                    runtime.process and runtime.stop()
+                    runtimes.remove_tree(runtime.work)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
