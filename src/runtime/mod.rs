@@ -1,5 +1,7 @@
 //! The OCI runtime: CRI, image and host facts become a spec and a plan (pure); a plan becomes processes.
 #[cfg(feature = "daemon")]
+pub(crate) mod apparmor;
+#[cfg(feature = "daemon")]
 pub(crate) mod capabilities;
 pub(crate) mod cgroups;
 pub(crate) mod create;

@@ -179,11 +179,7 @@ impl<'a> Spawn<'a> {
     }
 }
 
-/// What other programs than the monitor need; the tests are the first of them.
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "OCI runtimes and hooks as programs come later")
-)]
+/// What other programs than the monitor need.
 impl<'a> Spawn<'a> {
     /// A program by absolute path; `argv[0]` is that path.
     pub(crate) fn path(path: &Path) -> Self {

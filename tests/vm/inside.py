@@ -12,13 +12,12 @@ import time
 
 TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 COMMON = ["--host", "--images", "/payload/images"]
-CRITEST = ["Container", "PodSandbox", "Container OOM"]
 STEPS = {
     "quickstart": [TESTS + "/quickstart/run.py", "--host"],
     "crictl": [TESTS + "/crictl/walkthrough.py", *COMMON],
     "cgroups": [TESTS + "/cgroups/run.py", *COMMON],
     "kubelet": [TESTS + "/kubelet/run.py", *COMMON],
-    "critest": [TESTS + "/critest/run.py", *CRITEST, *COMMON],
+    "critest": [TESTS + "/critest/run.py", "--all", *COMMON],
 }
 
 

@@ -60,6 +60,10 @@ impl Lower {
             Ok::<_, CgroupError>((cgroups, own, HostFacts::probe()))
         })
         .await?;
+        if host.apparmor {
+            // Ahead of the first container that needs it, which would wait; a failure is that container's error.
+            let _ahead = std::thread::Builder::new().spawn(crate::runtime::apparmor::load_default);
+        }
         let followers = Tasks::default();
         let monitor = MonitorConfig {
             program: config.monitor.clone(),

@@ -219,7 +219,7 @@ fn process_of_container(
         apparmor: security::apparmor(
             &format!("{field}.apparmor"),
             security.apparmor.as_ref(),
-            security.privileged,
+            input.prepared.apparmor_default,
             host,
         )?,
         selinux: security::selinux(
@@ -284,7 +284,7 @@ pub(crate) fn sandbox(input: &SandboxInput<'_>, host: &HostFacts) -> Result<Buil
         apparmor: security::apparmor(
             &format!("{field}.apparmor"),
             security.apparmor.as_ref(),
-            security.privileged,
+            input.prepared.apparmor_default,
             host,
         )?,
         selinux: security::selinux(

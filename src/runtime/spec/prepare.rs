@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use crate::base::container::{ContainerConfig, Device, Mount, Propagation};
 use crate::base::pod::PodConfig;
-use crate::base::security::SecurityProfile;
+use crate::base::security::{ContainerSecurity, SecurityProfile};
+use crate::runtime::apparmor::{self, ProfileError};
 use crate::runtime::plan::DeviceNode;
 use crate::runtime::seccomp::Profile;
 use crate::runtime::spec::devices::HostDevice;
@@ -28,6 +29,8 @@ pub(crate) struct Prepared {
     pub(crate) devices: Vec<HostDevice>,
     /// The seccomp profile; absent: no filter.
     pub(crate) seccomp: Option<Arc<Profile>>,
+    /// The process is confined by the AppArmor profile of [`apparmor::DEFAULT_NAME`], which is loaded.
+    pub(crate) apparmor_default: bool,
 }
 
 /// Reads what a container's spec needs, checks the propagation of its mounts' sources, and makes those
@@ -44,9 +47,7 @@ pub(crate) fn container(config: &ContainerConfig, host: &HostFacts) -> Result<Pr
     for (index, device) in config.devices.iter().enumerate() {
         devices(index, device, &mut found)?;
     }
-    if let Some(SecurityProfile::Localhost(name)) = &security.apparmor {
-        apparmor_loaded(name, host)?;
-    }
+    let apparmor_default = apparmor_default(security, host)?;
     mounts::check(&config.mounts, host)?;
     let seccomp = if security.privileged {
         None
@@ -57,6 +58,7 @@ pub(crate) fn container(config: &ContainerConfig, host: &HostFacts) -> Result<Pr
     Ok(Prepared {
         devices: found,
         seccomp,
+        apparmor_default,
     })
 }
 
@@ -67,8 +69,8 @@ pub(crate) fn container(config: &ContainerConfig, host: &HostFacts) -> Result<Pr
 pub(crate) fn sandbox(pod: &PodConfig) -> Result<Prepared> {
     let field = "linux.security_context.seccomp";
     Ok(Prepared {
-        devices: vec![],
         seccomp: seccomp(field, pod.security.seccomp.as_ref())?,
+        ..Prepared::default()
     })
 }
 
@@ -91,25 +93,51 @@ fn seccomp(field: &str, asked: Option<&SecurityProfile>) -> Result<Option<Arc<Pr
     }
 }
 
-fn apparmor_loaded(name: &str, host: &HostFacts) -> Result<()> {
-    const FIELD: &str = "security_context.apparmor";
-    let name = name.strip_prefix("localhost/").unwrap_or(name);
-    if !host.apparmor {
-        return Ok(()); // refused by the pure part
-    }
-    let path = Path::new("/sys/kernel/security/apparmor/profiles");
-    let loaded =
-        fs::read_to_string(path).map_err(|error| SpecError::host(FIELD, "read", path, error))?;
-    let is_it = |line: &str| {
-        line.rsplit_once(" (")
-            .is_some_and(|(found, _)| found == name)
+/// Is the default profile to be used? Sees to it that it is loaded.
+fn apparmor_default(security: &ContainerSecurity, host: &HostFacts) -> Result<bool> {
+    let asked = match &security.apparmor {
+        _ if !host.apparmor => return Ok(false), // the pure part refuses a name
+        Some(SecurityProfile::Localhost(name)) => {
+            apparmor_loaded(name)?;
+            return Ok(false);
+        }
+        Some(SecurityProfile::Unconfined) => return Ok(false),
+        _ if security.privileged => return Ok(false),
+        asked => asked.is_some(),
     };
-    if loaded.lines().any(is_it) {
-        return Ok(());
+    match apparmor::load_default() {
+        Ok(()) => Ok(true),
+        Err(error @ ProfileError::NoParser) if !asked => {
+            tracing::warn!(%error, "containers that name no AppArmor profile run without one");
+            Ok(false)
+        }
+        Err(error) => Err(SpecError::precondition(
+            APPARMOR,
+            "RuntimeDefault",
+            error.to_string(),
+            "install apparmor, or use Unconfined",
+        )),
+    }
+}
+
+const APPARMOR: &str = "security_context.apparmor";
+
+fn apparmor_loaded(name: &str) -> Result<()> {
+    let name = name.strip_prefix("localhost/").unwrap_or(name);
+    let loaded = apparmor::is_loaded(name).map_err(|error| {
+        SpecError::host(
+            APPARMOR,
+            "read",
+            Path::new("/sys/kernel/security/apparmor/profiles"),
+            error,
+        )
+    })?;
+    if loaded || name.is_empty() {
+        return Ok(()); // the pure part refuses what is no name
     }
     let mend = "load it with apparmor_parser";
     Err(SpecError::precondition(
-        FIELD,
+        APPARMOR,
         name,
         "is not loaded in the kernel",
         mend,

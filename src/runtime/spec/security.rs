@@ -1,6 +1,7 @@
 //! Security settings of a container's or sandbox's process.
 
 use crate::base::security::{ContainerSecurity, SecurityProfile, SelinuxOptions};
+use crate::runtime::apparmor;
 use crate::runtime::capabilities::{self, UnknownCapability};
 use crate::runtime::plan::CapabilityMasks;
 use crate::runtime::spec::error::{Result, SpecError};
@@ -87,15 +88,15 @@ pub(crate) fn hidden_paths(security: &ContainerSecurity) -> Result<(Vec<String>,
     Ok((masked, security.readonly_paths.clone()))
 }
 
-/// AppArmor profile of the process; empty: none. The default profile counts only where AppArmor is on.
+/// AppArmor profile of the process; empty: none. `default`: the default profile is loaded, and meant where none is
+/// named.
 ///
 /// # Errors
 /// [`SpecError::Precondition`]: a profile by name on a node without AppArmor.
-/// [`SpecError::Unimplemented`]: the default profile on a node with AppArmor.
 pub(crate) fn apparmor(
     field: &str,
     asked: Option<&SecurityProfile>,
-    privileged: bool,
+    default: bool,
     host: &HostFacts,
 ) -> Result<String> {
     match asked {
@@ -117,9 +118,8 @@ pub(crate) fn apparmor(
             }
             Ok(name.to_owned())
         }
-        Some(SecurityProfile::RuntimeDefault) if host.apparmor && !privileged => {
-            let mend = "use Unconfined, or Localhost with a loaded profile";
-            Err(SpecError::unimplemented(field, "RuntimeDefault", mend))
+        None | Some(SecurityProfile::RuntimeDefault) if default => {
+            Ok(apparmor::DEFAULT_NAME.to_owned())
         }
         None | Some(SecurityProfile::RuntimeDefault | SecurityProfile::Unconfined) => {
             Ok(String::new())

@@ -775,10 +775,19 @@ fn apparmor_and_selinux() {
     }
     assert_eq!(apparmor(named(), false), Err(Kind::FailedPrecondition));
     assert_eq!(apparmor(named(), true), Ok("mine".to_owned()));
-    assert_eq!(
-        apparmor(Some(RuntimeDefault), true),
-        Err(Kind::Unimplemented)
-    );
+    // The default profile is loaded where AppArmor and its parser are, never for a privileged container.
+    let default = |profile: Option<SecurityProfile>| {
+        let loaded = World::with(|world| {
+            world.config.security.apparmor = profile;
+            world.host.apparmor = true;
+            world.prepared.apparmor_default = true;
+        });
+        loaded.build().unwrap().plan.process.apparmor
+    };
+    assert_eq!(default(None), "berth-default");
+    assert_eq!(default(Some(RuntimeDefault)), "berth-default");
+    assert_eq!(default(Some(Unconfined)), "");
+    assert_eq!(default(named()), "mine");
     assert_eq!(apparmor(Some(Unconfined), true), Ok(String::new()));
     assert_eq!(
         apparmor(Some(Localhost(String::new())), true),
