@@ -3,7 +3,7 @@
 
     run.py [STEP...] [--runtime NAME] [--artifacts DIR]
 
-Steps are those of inside.py (default: all). The binaries, tools, tests and the prepared
+Steps are those of inside.py, and reboot (default: all). The binaries, tools, tests and the prepared
 images travel as the node's read-only /payload; hack/vm boots it and gives back the output.
 """
 
@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "images")]
@@ -79,13 +80,38 @@ def main():
     if subprocess.run([hack + "/build"], check=False).returncode:
         sys.exit("the node cannot be built")
     with tempfile.TemporaryDirectory(prefix="berth-payload-", dir=registry.cache_dir()) as directory:
-        variables = payload(directory, args.runtime)
-        environment = {**os.environ, "VM_INIT": "systemd", "VM_TIMEOUT": str(args.timeout),
-                       "VM_ENV": " ".join(f"{k}={v}" for k, v in variables.items()),
-                       **({"VM_ARTIFACTS": args.artifacts} if args.artifacts else {})}
-        command = " ".join(["exec python3 -u /payload/repo/tests/vm/inside.py", "--runtime", args.runtime, *args.steps])
-        done = subprocess.run([hack + "/run", "-", "-", directory, command], env=environment, check=False)
-    sys.exit(done.returncode)
+        content = os.path.join(directory, "payload")
+        variables = payload(content, args.runtime)
+
+        def boot(command, arguments=""):
+            environment = {**os.environ, "VM_INIT": "systemd", "VM_TIMEOUT": str(args.timeout),
+                           "VM_ENV": " ".join(f"{k}={v}" for k, v in variables.items()),
+                           "VM_QEMU_ARGS": (os.environ.get("VM_QEMU_ARGS", "") + arguments).strip(),
+                           **({"VM_ARTIFACTS": args.artifacts} if args.artifacts else {})}
+            return subprocess.run([hack + "/run", "-", "-", content, command], env=environment, check=False).returncode
+
+        steps = [s for s in args.steps if s != "reboot"]
+        code = 0
+        if steps or not args.steps:
+            code = boot(" ".join(["exec python3 -u /payload/repo/tests/vm/inside.py", "--runtime", args.runtime, *steps]))
+        if args.runtime == "berth" and ("reboot" in args.steps or not args.steps):
+            code = reboot(boot, directory) or code
+    sys.exit(code)
+
+
+def reboot(boot, directory):
+    """Two boots with one disk. The first ends in a reset, so it has no status: the second tells."""
+    print("\n=== in the node: reboot", flush=True)
+    disk, start = os.path.join(directory, "disk"), time.monotonic()
+    with open(disk, "wb") as f:
+        f.truncate(2 << 30)
+    subprocess.run(["mkfs.ext4", "-q", "-L", "berth-data", disk], check=True)
+    arguments = f" -drive file={disk},format=raw,if=none,id=data,cache=unsafe -device virtio-blk-pci,drive=data"
+    script = "exec python3 -u /payload/repo/tests/vm/reboot.py "
+    for phase in ("before", "after"):
+        code = boot(script + phase, arguments)
+    print(f"reboot: {'ok' if code == 0 else 'FAILED'} ({time.monotonic() - start:.0f} s)", flush=True)
+    return code
 
 
 if __name__ == "__main__":
