@@ -32,6 +32,42 @@ pub(crate) struct Resources {
     pub(crate) unified: BTreeMap<String, String>,
     /// Memory and swap together in bytes; 0: equal to the memory limit, -1: unlimited.
     pub(crate) memory_swap_limit: i64,
+    /// Most processes and threads; 0: not given, -1: unlimited. Not of CRI: NRI plugins set it.
+    #[serde(default)]
+    pub(crate) pids_limit: i64,
+    /// Bytes that the kernel takes back last; 0: not given. Not of CRI: NRI plugins set it.
+    #[serde(default)]
+    pub(crate) memory_reservation: i64,
+}
+
+#[cfg(feature = "daemon")]
+impl Resources {
+    /// These limits with those that `new` gives over them.
+    pub(crate) fn with(&self, new: &Self) -> Self {
+        let number = |old: i64, new: i64| if new == 0 { old } else { new };
+        let text = |old: &String, new: &String| match new.is_empty() {
+            true => old.clone(),
+            false => new.clone(),
+        };
+        let mut pages: BTreeMap<_, _> = self.hugepage_limits.iter().cloned().collect();
+        pages.extend(new.hugepage_limits.iter().cloned());
+        let mut unified = self.unified.clone();
+        unified.extend(new.unified.clone());
+        Self {
+            cpu_period: number(self.cpu_period, new.cpu_period),
+            cpu_quota: number(self.cpu_quota, new.cpu_quota),
+            cpu_shares: number(self.cpu_shares, new.cpu_shares),
+            memory_limit: number(self.memory_limit, new.memory_limit),
+            oom_score_adj: number(self.oom_score_adj, new.oom_score_adj),
+            cpuset_cpus: text(&self.cpuset_cpus, &new.cpuset_cpus),
+            cpuset_mems: text(&self.cpuset_mems, &new.cpuset_mems),
+            hugepage_limits: pages.into_iter().collect(),
+            unified,
+            memory_swap_limit: number(self.memory_swap_limit, new.memory_swap_limit),
+            pids_limit: number(self.pids_limit, new.pids_limit),
+            memory_reservation: number(self.memory_reservation, new.memory_reservation),
+        }
+    }
 }
 
 /// CRI: `MountPropagation`.

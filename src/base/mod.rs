@@ -3,6 +3,8 @@
 //! Siblings (modules of equal rank) never meet directly; they exchange the values of this module.
 pub(crate) mod clock;
 pub(crate) mod container;
+#[cfg(feature = "daemon")]
+pub(crate) mod edits;
 pub(crate) mod error;
 pub(crate) mod id;
 pub(crate) mod image;

@@ -97,6 +97,8 @@ config! {
         Directories(vec!["/etc/berth/certs.d".into(), "/etc/containerd/certs.d".into()]);
     /// Unix socket for NRI plugins. This version does not open it yet.
     nri_socket: PathBuf = "/var/run/nri/nri.sock".into();
+    /// Directories of CDI files (devices that vendors describe), one or a list; a later one wins. Empty: no CDI.
+    cdi_spec_dirs: Directories = Directories(vec!["/etc/cdi".into(), "/var/run/cdi".into()]);
     /// Who makes cgroups: `cgroupfs` (berth itself), or `auto`. `systemd` is not built yet.
     cgroup_driver: String = "auto".to_owned();
     /// Cgroup for pods whose configuration names no parent, and for the monitors.
@@ -220,6 +222,8 @@ impl Config {
             ("cni_config_dir", &self.cni_config_dir),
         ];
         paths.extend(directories.map(|path| ("registry_config_path", path)));
+        let directories = self.cdi_spec_dirs.0.iter().map(PathBuf::as_path);
+        paths.extend(directories.map(|path| ("cdi_spec_dirs", path)));
         if !self.monitor.as_os_str().is_empty() {
             paths.push(("monitor", &self.monitor));
         }

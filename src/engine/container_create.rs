@@ -168,7 +168,8 @@ impl Engine {
         blocking("prepare a container", move || {
             let core = engine.core();
             make_container_directories(core, &container)?;
-            core.lower.prepare_container(core, &container, &held)
+            let design = core.lower.design_container(core, &container, &held, &[])?;
+            core.lower.furnish_container(core, &container, design)
         })
         .await
     }

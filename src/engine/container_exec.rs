@@ -99,7 +99,7 @@ impl Engine {
                 cgroups.update(&path, &wanted)
             })
             .await?;
-            let in_force = merged(&container.status().resources, resources);
+            let in_force = container.status().resources.with(&resources);
             Arc::make_mut(&mut container.lock().status).resources = in_force;
             core.record_container(&container).await
         })
@@ -122,31 +122,6 @@ impl Engine {
     }
 }
 
-/// The limits in force after an update: what it does not give stays.
-fn merged(old: &Resources, new: Resources) -> Resources {
-    let number = |old: i64, new: i64| if new == 0 { old } else { new };
-    let text = |old: &String, new: String| if new.is_empty() { old.clone() } else { new };
-    Resources {
-        cpu_period: number(old.cpu_period, new.cpu_period),
-        cpu_quota: number(old.cpu_quota, new.cpu_quota),
-        cpu_shares: number(old.cpu_shares, new.cpu_shares),
-        memory_limit: number(old.memory_limit, new.memory_limit),
-        oom_score_adj: number(old.oom_score_adj, new.oom_score_adj),
-        cpuset_cpus: text(&old.cpuset_cpus, new.cpuset_cpus),
-        cpuset_mems: text(&old.cpuset_mems, new.cpuset_mems),
-        hugepage_limits: match new.hugepage_limits.is_empty() {
-            true => old.hugepage_limits.clone(),
-            false => new.hugepage_limits,
-        },
-        unified: {
-            let mut unified = old.unified.clone();
-            unified.extend(new.unified);
-            unified
-        },
-        memory_swap_limit: number(old.memory_swap_limit, new.memory_swap_limit),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,7 +139,7 @@ mod tests {
             memory_limit: 1 << 21,
             ..Resources::default()
         };
-        let merged = merged(&old, new);
+        let merged = old.with(&new);
         assert_eq!(merged.cpu_shares, 512);
         assert_eq!(merged.cpu_quota, -1);
         assert_eq!(merged.memory_limit, 1 << 21);

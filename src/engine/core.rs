@@ -81,6 +81,8 @@ pub(crate) struct EngineConfig {
     pub(crate) max_log_line: u32,
     /// Name of the sandbox image that kubeadm reads; nothing is ever pulled for it.
     pub(crate) sandbox_image: String,
+    /// Directories of CDI files, the last one wins.
+    pub(crate) cdi_spec_dirs: Vec<PathBuf>,
 }
 
 impl Core {

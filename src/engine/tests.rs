@@ -164,6 +164,7 @@ impl Node {
             volatile: true,
             max_log_line: 16384,
             sandbox_image: String::new(),
+            cdi_spec_dirs: vec![self.path("cdi-files")],
         };
         let engine = Engine::start(config, Parts { images, network }, tasks)
             .await

@@ -333,6 +333,47 @@ pub(crate) struct ProcessPlan {
     pub(crate) terminal: bool,
     /// File mode creation mask; absent: 0022.
     pub(crate) umask: Option<u32>,
+    /// Priorities and memory policy.
+    pub(crate) tuning: Tuning,
+}
+
+/// Priorities and memory policy of a process; what is absent stays as the monitor's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Tuning {
+    /// `ioprio_set(2)`: (class 0..=3, level 0..=7).
+    pub(crate) io_priority: Option<(u8, u8)>,
+    /// `sched_setattr(2)`.
+    pub(crate) scheduler: Option<SchedulerPlan>,
+    /// `set_mempolicy(2)`.
+    pub(crate) memory_policy: Option<MemoryPolicyPlan>,
+}
+
+/// Arguments of `sched_setattr(2)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SchedulerPlan {
+    /// `SCHED_*`.
+    pub(crate) policy: u32,
+    /// -20..=19.
+    pub(crate) nice: i32,
+    /// Real-time priority.
+    pub(crate) priority: u32,
+    /// `SCHED_FLAG_*`.
+    pub(crate) flags: u64,
+    /// Nanoseconds.
+    pub(crate) runtime: u64,
+    /// Nanoseconds.
+    pub(crate) deadline: u64,
+    /// Nanoseconds.
+    pub(crate) period: u64,
+}
+
+/// Arguments of `set_mempolicy(2)`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MemoryPolicyPlan {
+    /// `MPOL_*` with `MPOL_F_*`.
+    pub(crate) mode: u32,
+    /// Mask of the nodes, 64 to a word.
+    pub(crate) nodes: Vec<u64>,
 }
 
 /// A user as CRI or the image config names it, looked up in the container's /etc/passwd and /etc/group

@@ -64,6 +64,8 @@ pub(in crate::cri) fn from(at: &str, given: v1::LinuxContainerResources) -> Chec
         hugepage_limits,
         unified: ordered(given.unified),
         memory_swap_limit: given.memory_swap_limit_in_bytes,
+        pids_limit: 0,
+        memory_reservation: 0,
     })
 }
 

@@ -9,6 +9,8 @@ mod plans;
 pub(crate) use images::Held;
 pub(crate) use plans::Materials;
 
+use std::path::PathBuf;
+
 use crate::base::tasks::Tasks;
 use crate::engine::Parts;
 use crate::engine::core::{EngineConfig, blocking_step};
@@ -36,6 +38,8 @@ pub(crate) struct Lower {
     pub(crate) followers: Tasks,
     /// Bytes after which a log line is split.
     pub(crate) max_log_line: u32,
+    /// Directories of CDI files, the last one wins.
+    pub(crate) cdi_spec_dirs: Vec<PathBuf>,
     cgroup_root: String,
 }
 
@@ -82,6 +86,7 @@ impl Lower {
             monitors,
             followers,
             max_log_line: config.max_log_line,
+            cdi_spec_dirs: config.cdi_spec_dirs.clone(),
             cgroup_root: config.cgroup_root.clone(),
         })
     }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::base::container::ContainerConfig;
+use crate::base::edits::Edits;
 use crate::base::error::{HasKind as _, Kind};
 use crate::base::security::NamespaceMode;
 use crate::engine::container::Container;
@@ -12,8 +14,12 @@ use crate::engine::pod::Pod;
 use crate::engine::state::ContainerPhase;
 use crate::runtime::cgroups::CgroupDirs;
 use crate::runtime::plan::{ExecPlan, Plan, Preamble};
-use crate::runtime::spec::{self, ContainerInput, SandboxInput, prepare};
+use crate::runtime::spec::{self, Built, ContainerInput, SandboxInput, cdi, prepare};
 use crate::store::{Durability, write_atomic};
+
+/// How a container's process is to be; nothing of it exists yet.
+#[derive(Debug)]
+pub(crate) struct Design(Built);
 
 /// What a container's process is made of; its cgroup exists.
 #[derive(Debug)]
@@ -72,17 +78,18 @@ impl Lower {
         }
     }
 
-    /// The plan of a container; its OCI spec and plan are written to the pod's directory, its cgroup
-    /// made. Blocks.
+    /// The plan of a container with the edits of its CDI devices, then those of the plugins. Blocks on the files that
+    /// its config names.
     ///
     /// # Errors
     /// [`EngineError::Step`], [`EngineError::Invalid`].
-    pub(crate) fn prepare_container(
+    pub(crate) fn design_container(
         &self,
         core: &Core,
         container: &Container,
         held: &Held,
-    ) -> Result<Materials> {
+        plugins: &[Edits],
+    ) -> Result<Design> {
         let (pod, config) = (&container.pod, &container.config);
         let failed = || "container config";
         let prepared =
@@ -95,6 +102,9 @@ impl Lower {
             core.pod_directory(pod.id),
             core.container_directory(container.id),
         );
+        let edits = self
+            .edits(config, plugins)
+            .map_err(EngineError::step(failed()))?;
         let input = ContainerInput {
             pod_id: pod.id,
             pod: &pod.config,
@@ -112,6 +122,7 @@ impl Lower {
             target: target_of(container)?,
             image_volumes: &[],
             prepared: &prepared,
+            edits: &edits,
         };
         let mut built = spec::container(&input, &self.host).map_err(EngineError::step(failed()))?;
         let target = input.target.and_then(|id| core.containers.get(id));
@@ -119,6 +130,43 @@ impl Lower {
         if let Some(pause) = pod.lock().pause_pid {
             spec::oci::join(&mut built.spec, &built.plan, pause, target);
         }
+        Ok(Design(built))
+    }
+
+    /// What CDI devices and plugins change, in this order: a plugin sees what the devices ask for, and has the last word.
+    fn edits(
+        &self,
+        config: &ContainerConfig,
+        plugins: &[Edits],
+    ) -> std::result::Result<Vec<Edits>, spec::SpecError> {
+        let mut asked = config.cdi_devices.clone();
+        asked.extend(plugins.iter().flat_map(|edits| edits.cdi_devices.clone()));
+        let names = cdi::names(&asked, &config.annotations)?;
+        let mut edits = match names.is_empty() {
+            true => vec![],
+            false => cdi::resolve(&names, &cdi::Files::load(&self.cdi_spec_dirs))?,
+        };
+        edits.extend_from_slice(plugins);
+        spec::edit::check_sources(&edits)?;
+        Ok(edits)
+    }
+
+    /// Writes the OCI spec and the plan of a container to the pod's directory and makes its cgroup. Blocks.
+    ///
+    /// # Errors
+    /// [`EngineError::Step`], [`EngineError::Store`].
+    pub(crate) fn furnish_container(
+        &self,
+        core: &Core,
+        container: &Container,
+        design: Design,
+    ) -> Result<Materials> {
+        let files = core.pod_directory(container.pod.id);
+        let built = design.0;
+        let dirs = self
+            .cgroups
+            .dirs(&container.cgroup)
+            .map_err(EngineError::step("linux.cgroup_parent"))?;
         for (volume, _) in &built.plan.declared_volumes {
             make_directory(volume, 0o755)?;
         }

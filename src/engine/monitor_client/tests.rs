@@ -328,6 +328,7 @@ fn process(args: &[&str]) -> ProcessPlan {
         selinux: String::new(),
         terminal: false,
         umask: None,
+        tuning: crate::runtime::plan::Tuning::default(),
     }
 }
 

@@ -7,6 +7,8 @@
 //! | memory_limit_in_bytes | memory.limit_in_bytes | memory.max |
 //! | memory_swap_limit_in_bytes | memory.memsw.limit_in_bytes (total) | memory.swap.max (difference) |
 //! | cpuset_cpus, cpuset_mems | cpuset.cpus, cpuset.mems | the same |
+//! | (NRI) pids_limit | pids.max | the same |
+//! | (NRI) memory_reservation | memory.soft_limit_in_bytes | memory.low |
 //! | hugepage_limits | hugetlb.SIZE.limit_in_bytes | hugetlb.SIZE.max |
 //! | unified | refused | written last, as given |
 
@@ -200,6 +202,13 @@ fn cpuset(resources: &Resources, writes: &mut Vec<Write>) {
     }
 }
 
+fn pids(resources: &Resources, writes: &mut Vec<Write>) {
+    if resources.pids_limit != 0 {
+        let value = number_or_max(resources.pids_limit);
+        writes.push(write("pids", "pids.max", value));
+    }
+}
+
 fn check_swap(resources: &Resources) -> Result<(), CgroupError> {
     let (limit, swap) = (resources.memory_limit, resources.memory_swap_limit);
     if swap > 0 && limit > 0 && swap < limit {
@@ -264,7 +273,11 @@ pub(super) fn plan_v2(resources: &Resources) -> Result<Vec<Write>, CgroupError> 
             ..write("memory", "memory.swap.max", value)
         });
     }
+    if resources.memory_reservation > 0 {
+        writes.push(write("memory", "memory.low", resources.memory_reservation));
+    }
     cpuset(resources, &mut writes);
+    pids(resources, &mut writes);
     for (size, limit) in &resources.hugepage_limits {
         let file = format!("hugetlb.{size}.max");
         writes.push(Write {
@@ -333,7 +346,12 @@ pub(super) fn plan_v1(resources: &Resources, raising: bool) -> Result<Vec<Write>
         memory.reverse();
     }
     writes.append(&mut memory);
+    if resources.memory_reservation > 0 {
+        let value = resources.memory_reservation;
+        writes.push(write("memory", "memory.soft_limit_in_bytes", value));
+    }
     cpuset(resources, &mut writes);
+    pids(resources, &mut writes);
     for (size, limit) in &resources.hugepage_limits {
         let file = format!("hugetlb.{size}.limit_in_bytes");
         writes.push(Write {

@@ -5,12 +5,12 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use crate::runtime::plan::{Context, Fault, Plan, ProcessPlan, Report};
+use crate::runtime::plan::{Context, Fault, Plan, ProcessPlan, Report, Tuning};
 use crate::sys::credentials::{self, CAP_SYS_ADMIN};
 use crate::sys::exec::Image;
 use crate::sys::file::{self, FileType, Make, Mode, OFlags, Uid};
 use crate::sys::pty::{self, Pty};
-use crate::sys::{fd, signal, socket};
+use crate::sys::{fd, scheduling, signal, socket};
 
 use super::Step;
 use super::user::User;
@@ -114,6 +114,7 @@ impl Ending<'_> {
                 what,
             )?;
         }
+        tune(&plan.tuning)?;
         file::set_umask(plan.umask.unwrap_or(0o022));
         let last = become_user(plan, &self.user)?;
         credentials::set_not_dumpable().context("process", "prctl", "PR_SET_DUMPABLE")?;
@@ -178,6 +179,41 @@ impl Ending<'_> {
         }
         Ok(())
     }
+}
+
+/// Priorities and memory policy: they need capabilities that the user may not have.
+fn tune(tuning: &Tuning) -> Step {
+    if let Some((class, level)) = tuning.io_priority {
+        scheduling::set_io_priority(class, level).context(
+            "process",
+            "ioprio_set",
+            format_args!("class {class}, level {level}"),
+        )?;
+    }
+    if let Some(policy) = &tuning.memory_policy {
+        scheduling::set_memory_policy(policy.mode, &policy.nodes).context(
+            "process",
+            "set_mempolicy",
+            format_args!("{policy:?}"),
+        )?;
+    }
+    if let Some(wanted) = &tuning.scheduler {
+        let attributes = scheduling::Attributes {
+            policy: wanted.policy,
+            flags: wanted.flags,
+            nice: wanted.nice,
+            priority: wanted.priority,
+            runtime: wanted.runtime,
+            deadline: wanted.deadline,
+            period: wanted.period,
+        };
+        scheduling::set_scheduler(&attributes).context(
+            "process",
+            "sched_setattr",
+            format_args!("{wanted:?}"),
+        )?;
+    }
+    Ok(())
 }
 
 /// Labels that security modules apply at the exec, written to a procfs that is certainly one.

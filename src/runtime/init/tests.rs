@@ -131,6 +131,7 @@ fn process(script: &str) -> ProcessPlan {
         selinux: String::new(),
         terminal: false,
         umask: None,
+        tuning: crate::runtime::plan::Tuning::default(),
     }
 }
 

@@ -4,6 +4,7 @@
 //! prepare::container (I/O) --> Prepared --\
 //! ContainerConfig, PodConfig, Image -------+--> container() --> Plan --> oci::describe --> Spec
 //! HostFacts (probed once) ----------------/        (pure)
+//! cdi::resolve, plugins --> Edits ---------/
 //! ```
 //!
 //! The plan is what is done; the OCI spec is derived from the plan, so that what `crictl inspect` shows
@@ -11,7 +12,9 @@
 //! [`oci::join`]. Labels, annotations and the image's config are data: none but the fields named in
 //! [`crate::base::image::ImageConfig`] has an effect.
 
+pub(crate) mod cdi;
 pub(crate) mod devices;
+pub(crate) mod edit;
 pub(crate) mod error;
 pub(crate) mod host;
 pub(crate) mod mounts;
@@ -29,13 +32,14 @@ mod tests;
 use std::path::Path;
 
 use crate::base::container::{ContainerConfig, Resources};
+use crate::base::edits::Edits;
 use crate::base::id::{ContainerId, PodId};
 use crate::base::image::{Image, RootfsLayers};
 use crate::base::pod::PodConfig;
 use crate::base::security::NamespaceMode;
 use crate::runtime::cgroups::devices::DeviceRule;
 use crate::runtime::plan::{
-    CapabilityMasks, CgroupJoin, ExecPlan, MountPropagation, Plan, ProcessPlan, Rootfs,
+    CapabilityMasks, CgroupJoin, ExecPlan, MountPropagation, Plan, ProcessPlan, Rootfs, Tuning,
 };
 use crate::runtime::seccomp::{self, Compiled};
 
@@ -89,6 +93,8 @@ pub(crate) struct ContainerInput<'a> {
     pub(crate) image_volumes: &'a [(usize, RootfsLayers)],
     /// From [`prepare::container`].
     pub(crate) prepared: &'a Prepared,
+    /// What CDI devices and NRI plugins ask for, in order.
+    pub(crate) edits: &'a [Edits],
 }
 
 /// What a sandbox's plan is made of.
@@ -130,12 +136,13 @@ pub(crate) struct Built {
 pub(crate) fn container(input: &ContainerInput<'_>, host: &HostFacts) -> Result<Built> {
     let (config, image) = (input.config, &input.image.config);
     check_container(input)?;
-    let resources = resources::check(&config.resources, host)?;
+    let wanted = edit::resources(&config.resources, input.edits);
+    let resources = resources::check(&wanted, host)?;
     let mounts = mounts::of_container(input, host)?;
-    let (device_nodes, device_rules) = devices::of_container(input, mounts.own_dev);
+    let (device_nodes, mut device_rules) = devices::of_container(input, mounts.own_dev);
     let (masked_paths, readonly_paths) = security::hidden_paths(&config.security)?;
     let (process, seccomp) = process_of_container(input, &resources, host)?;
-    let plan = Plan {
+    let mut plan = Plan {
         namespaces: namespaces::of_container(input)?,
         cgroup: input.cgroup_join.clone(),
         hostname: String::new(),
@@ -155,12 +162,15 @@ pub(crate) fn container(input: &ContainerInput<'_>, host: &HostFacts) -> Result<
         declared_volumes: mounts.declared_volumes,
         process,
     };
+    edit::plan(&mut plan, &mut device_rules, input.edits, host)?;
+    let mut annotations = oci::container_annotations(input);
+    edit::annotations(input.edits, &mut annotations);
     let extras = oci::Extras {
         cgroup_path: input.cgroup_path,
         resources: &resources,
         device_rules: &device_rules,
         seccomp: seccomp.as_deref(),
-        annotations: oci::container_annotations(input),
+        annotations,
     };
     Ok(Built {
         spec: oci::describe(&plan, extras),
@@ -177,11 +187,6 @@ fn check_container(input: &ContainerInput<'_>) -> Result<()> {
         let problem = "is not allowed in this pod sandbox";
         let mend = "make the sandbox privileged too";
         return Err(SpecError::invalid("privileged", true, problem, mend));
-    }
-    if !config.cdi_devices.is_empty() {
-        let names = config.cdi_devices.join(", ");
-        let mend = "name the device nodes in devices";
-        return Err(SpecError::unimplemented("CDI_devices", names, mend));
     }
     check_hostname(input.hostname)
 }
@@ -204,7 +209,14 @@ fn process_of_container(
     let (config, image) = (input.config, &input.image.config);
     let security = &config.security;
     let capabilities = security::capabilities(security, host)?;
-    let seccomp = filter(input.prepared, capabilities.bounding, host)?;
+    let profile = match edit::seccomp(input.edits) {
+        None => input.prepared.seccomp.clone(),
+        Some((by, text)) => {
+            let parsed = seccomp::Profile::parse(by, text).map_err(SpecError::Seccomp)?;
+            Some(std::sync::Arc::new(parsed))
+        }
+    };
+    let seccomp = filter(profile.as_deref(), capabilities.bounding, host)?;
     let field = "security_context";
     let plan = ProcessPlan {
         args: process::args(config, image)?,
@@ -229,6 +241,7 @@ fn process_of_container(
         )?,
         terminal: config.tty,
         umask: None,
+        tuning: Tuning::default(),
     };
     Ok((plan, seccomp))
 }
@@ -239,11 +252,11 @@ fn rlimits(host: &HostFacts) -> Vec<(u32, u64, u64)> {
 }
 
 fn filter(
-    prepared: &Prepared,
+    profile: Option<&seccomp::Profile>,
     capabilities: u64,
     host: &HostFacts,
 ) -> Result<Option<std::sync::Arc<Compiled>>> {
-    let Some(profile) = &prepared.seccomp else {
+    let Some(profile) = profile else {
         return Ok(None);
     };
     let target = seccomp::Target {
@@ -265,7 +278,7 @@ pub(crate) fn sandbox(input: &SandboxInput<'_>, host: &HostFacts) -> Result<Buil
     let security = &input.pod.security;
     check_hostname(input.hostname)?;
     let namespaces = namespaces::of_sandbox(input.pod)?;
-    let seccomp = filter(input.prepared, 0, host)?;
+    let seccomp = filter(input.prepared.seccomp.as_deref(), 0, host)?;
     let resources = Resources {
         oom_score_adj: SANDBOX_OOM_SCORE.max(host.min_oom_score_adj.into()),
         ..Resources::default()
@@ -294,6 +307,7 @@ pub(crate) fn sandbox(input: &SandboxInput<'_>, host: &HostFacts) -> Result<Buil
         )?,
         terminal: false,
         umask: None,
+        tuning: Tuning::default(),
     };
     let own_uts = security.namespaces.network != NamespaceMode::Node;
     let plan = Plan {

@@ -47,7 +47,8 @@ pub(crate) fn is_below(path: &str, directory: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-fn depth(path: &str) -> usize {
+/// How many levels a cleaned path has.
+pub(crate) fn depth(path: &str) -> usize {
     path.bytes().filter(|byte| *byte == b'/').count()
 }
 
@@ -276,7 +277,11 @@ fn volume(
     })
 }
 
-fn target(field: &str, mount: &Mount) -> Result<String> {
+/// Where a CRI mount goes.
+///
+/// # Errors
+/// [`SpecError::Invalid`]: not an absolute path, the root, or a part of procfs.
+pub(crate) fn target(field: &str, mount: &Mount) -> Result<String> {
     let path = mount.container_path.as_str();
     let invalid = |problem: &str, mend| Err(SpecError::invalid(field, path, problem, mend));
     if !path.starts_with('/') {

@@ -209,36 +209,60 @@ pub(crate) fn sysctls(pod: &PodConfig) -> Result<Vec<(String, String)>> {
             all.insert(key.to_owned(), value.to_owned());
         }
     }
+    let node = OfNode {
+        network: options.network == NamespaceMode::Node,
+        ipc: options.ipc == NamespaceMode::Node,
+        uts: options.network == NamespaceMode::Node,
+    };
     for (given, value) in &pod.sysctls {
-        let field = format!("sysctls[{given:?}]");
-        let key = sysctl_key(given).ok_or_else(|| {
-            let mend = "write it as in net.ipv4.ip_forward";
-            SpecError::invalid(&field, given, "is no name of a sysctl", mend)
-        })?;
-        let Some(owner) = owner(&key) else {
-            let problem = "does not belong to a namespace of the pod";
-            let mend = "use only net.*, fs.mqueue.*, kernel.shm*, kernel.msg*, kernel.sem";
-            return Err(SpecError::invalid(field, key, problem, mend));
-        };
-        let (node, what) = match owner {
-            Owner::Network => (options.network == NamespaceMode::Node, "network"),
-            Owner::Uts => (options.network == NamespaceMode::Node, "UTS"),
-            Owner::Ipc => (options.ipc == NamespaceMode::Node, "IPC"),
-        };
-        if node {
-            let problem = format!("would change the node, whose {what} namespace the pod uses");
-            let mend = "remove it, or give the pod its own namespace";
-            return Err(SpecError::invalid(field, key, problem, mend));
-        }
-        let plain = |c: char| c.is_ascii_alphanumeric() || " \t_.,:/-".contains(c);
-        if !value.chars().all(plain) || value.len() > 4096 {
-            let problem = "contains what no sysctl of a namespace takes";
-            let mend = "use letters, digits, blanks and _ . , : / -";
-            return Err(SpecError::invalid(field, value, problem, mend));
-        }
+        let key = check_sysctl(&format!("sysctls[{given:?}]"), given, value, node)?;
         all.insert(key, value.clone());
     }
     Ok(all.into_iter().collect())
+}
+
+/// Which namespaces are the node's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OfNode {
+    /// Network.
+    pub(crate) network: bool,
+    /// IPC.
+    pub(crate) ipc: bool,
+    /// UTS.
+    pub(crate) uts: bool,
+}
+
+/// Checks one sysctl; its key with dots as separators.
+///
+/// # Errors
+/// As [`sysctls`].
+pub(crate) fn check_sysctl(field: &str, given: &str, value: &str, node: OfNode) -> Result<String> {
+    let key = sysctl_key(given).ok_or_else(|| {
+        let mend = "write it as in net.ipv4.ip_forward";
+        SpecError::invalid(field, given, "is no name of a sysctl", mend)
+    })?;
+    let Some(owner) = owner(&key) else {
+        let problem = "does not belong to a namespace of the pod";
+        let mend = "use only net.*, fs.mqueue.*, kernel.shm*, kernel.msg*, kernel.sem";
+        return Err(SpecError::invalid(field, key, problem, mend));
+    };
+    let (node, what) = match owner {
+        Owner::Network => (node.network, "network"),
+        Owner::Uts => (node.uts, "UTS"),
+        Owner::Ipc => (node.ipc, "IPC"),
+    };
+    if node {
+        let problem = format!("would change the node, whose {what} namespace the pod uses");
+        let mend = "remove it, or give the pod its own namespace";
+        return Err(SpecError::invalid(field, key, problem, mend));
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || " \t_.,:/-".contains(c);
+    if !value.chars().all(plain) || value.len() > 4096 {
+        let problem = "contains what no sysctl of a namespace takes";
+        let mend = "use letters, digits, blanks and _ . , : / -";
+        return Err(SpecError::invalid(field, value, problem, mend));
+    }
+    Ok(key)
 }
 
 /// The key with dots as separators; a slash first in the text makes slashes the separators.

@@ -40,10 +40,11 @@ fn annotations<const N: usize>(list: [(&str, String); N]) -> HashMap<String, Str
         .collect()
 }
 
-/// The annotations by which tools know a container.
+/// The container's annotations, and those by which tools know it.
 pub(crate) fn container_annotations(input: &ContainerInput<'_>) -> HashMap<String, String> {
     let metadata = &input.pod.metadata;
-    annotations([
+    let mut all: HashMap<String, String> = input.config.annotations.clone().into_iter().collect();
+    all.extend(annotations([
         ("container-type", "container".to_owned()),
         ("container-name", input.config.name.clone()),
         ("image-name", input.config.image.image.clone()),
@@ -51,7 +52,8 @@ pub(crate) fn container_annotations(input: &ContainerInput<'_>) -> HashMap<Strin
         ("sandbox-name", metadata.name.clone()),
         ("sandbox-namespace", metadata.namespace.clone()),
         ("sandbox-uid", metadata.uid.clone()),
-    ])
+    ]));
+    all
 }
 
 /// The annotations by which tools know a sandbox.

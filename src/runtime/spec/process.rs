@@ -76,7 +76,11 @@ pub(crate) fn env(
     Ok(env.0)
 }
 
-fn check_variable(field: &str, name: &str, value: &[u8]) -> Result<()> {
+/// Can this variable be set?
+///
+/// # Errors
+/// As [`env`].
+pub(crate) fn check_variable(field: &str, name: &str, value: &[u8]) -> Result<()> {
     let field = format!("{field}[{name:?}]");
     if name.is_empty() || name.contains('=') || name.chars().any(char::is_control) {
         let problem = "is no name of an environment variable";
@@ -112,6 +116,12 @@ impl Env {
             Some(old) => *old = entry,
             None => self.0.push(entry),
         }
+    }
+
+    /// Takes a variable out.
+    pub(crate) fn unset(&mut self, name: &str) {
+        let prefix = format!("{name}=");
+        self.0.retain(|entry| !entry.starts_with(prefix.as_bytes()));
     }
 
     /// Is the variable set?

@@ -1,0 +1,277 @@
+//! What CDI devices and NRI plugins change.
+
+use super::*;
+use crate::base::edits::{
+    DeviceAccess, DeviceEdit, Edits, Hook, HookPoint, MemoryPolicy, MountEdit, NamespaceEdit,
+    Scheduler,
+};
+use crate::runtime::plan::NamespaceSource;
+
+fn edited(change: impl FnOnce(&mut Edits)) -> Result<Built> {
+    let mut edits = Edits {
+        by: "NRI plugin 10-x".to_owned(),
+        ..Edits::default()
+    };
+    change(&mut edits);
+    World::with(|world| world.edits = vec![edits]).build()
+}
+
+fn refusal(change: impl FnOnce(&mut Edits)) -> String {
+    let error = edited(change).unwrap_err().to_string();
+    assert!(error.contains("NRI plugin 10-x"), "{error}");
+    error
+}
+
+fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> MountEdit {
+    MountEdit {
+        destination: destination.to_owned(),
+        remove: false,
+        kind: kind.to_owned(),
+        source: source.to_owned(),
+        options: options.iter().map(|option| (*option).to_owned()).collect(),
+    }
+}
+
+fn some(text: &str) -> Option<String> {
+    Some(text.to_owned())
+}
+
+#[test]
+fn process_edits() {
+    let built = edited(|edits| {
+        edits.args = vec!["sleep".to_owned(), "1".to_owned()];
+        edits.env = vec![("A".to_owned(), some("x=y")), ("PATH".to_owned(), None)];
+        edits.groups = vec![44, 44];
+        edits.rlimits = vec![
+            ("RLIMIT_NOFILE".to_owned(), 10, 20),
+            ("RLIMIT_CORE".to_owned(), 0, u64::MAX),
+        ];
+        edits.oom_score_adj = Some(500);
+        edits.annotations = vec![("a".to_owned(), some("b"))];
+    })
+    .unwrap();
+    let process = &built.plan.process;
+    assert_eq!(process.args, ["sleep", "1"]);
+    assert!(process.env.contains(&b"A=x=y".to_vec()));
+    assert!(!process.env.iter().any(|entry| entry.starts_with(b"PATH=")));
+    assert_eq!(process.user.additional_groups, [44]);
+    assert_eq!(process.rlimits, [(7, 10, 20), (4, 0, u64::MAX)]);
+    assert_eq!(process.oom_score_adj, Some(500));
+    assert_eq!(built.spec.annotations().as_ref().unwrap()["a"], "b");
+    for (error, part) in [
+        (refusal(|e| e.args = vec!["a\0".to_owned()]), "args"),
+        (refusal(|e| e.env = vec![(String::new(), some("x"))]), "env"),
+        (
+            refusal(|e| e.rlimits = vec![("RLIMIT_X".to_owned(), 1, 1)]),
+            "RLIMIT_X",
+        ),
+        (
+            refusal(|e| e.rlimits = vec![("RLIMIT_CORE".to_owned(), 2, 1)]),
+            "hard",
+        ),
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn mount_edits() {
+    let built = edited(|edits| {
+        edits.mounts = vec![
+            mount("/dev/shm", "tmpfs", "tmpfs", &["size=1m", "nosuid", "rw"]),
+            mount("/a/b", "", "/srv", &["ro", "rbind", "rslave"]),
+            mount("/a", "bind", "/opt", &["bind"]),
+            MountEdit {
+                destination: "/etc/hosts".to_owned(),
+                remove: true,
+                ..MountEdit::default()
+            },
+        ];
+    })
+    .unwrap();
+    let MountSource::Filesystem { kind, options } = &at(&built, "/dev/shm").source else {
+        panic!()
+    };
+    assert_eq!(
+        (&**kind, &options[..]),
+        ("tmpfs", &[("size".to_owned(), "1m".to_owned())][..])
+    );
+    assert!(at(&built, "/dev/shm").attributes.nosuid);
+    assert_eq!(bound_from(at(&built, "/a/b")), Path::new("/srv"));
+    assert!(at(&built, "/a/b").attributes.readonly);
+    assert_eq!(built.plan.root_propagation, MountPropagation::Slave);
+    let MountSource::Bind { recursive, .. } = at(&built, "/a").source else {
+        panic!()
+    };
+    assert!(!recursive);
+    let targets: Vec<_> = built.plan.mounts.iter().map(|m| &*m.target).collect();
+    assert!(!targets.contains(&"/etc/hosts"));
+    let place = |target| targets.iter().position(|one| *one == target).unwrap();
+    assert!(place("/a") < place("/a/b"), "{targets:?}");
+    for (edit, part) in [
+        (mount("a", "bind", "/srv", &[]), "mounts[a]"),
+        (mount("/dev", "bind", "/srv", &[]), "devices"),
+        (mount("/proc/sys", "bind", "/srv", &[]), "procfs"),
+        (mount("/a", "ext4", "/dev/sda", &[]), "ext4"),
+        (mount("/a", "bind", "srv", &[]), "srv"),
+        (mount("/a", "bind", "/srv", &["size=1"]), "size=1"),
+    ] {
+        let error = refusal(|edits| edits.mounts = vec![edit]);
+        assert!(error.contains(part), "{part}: {error}");
+    }
+}
+
+#[test]
+fn device_edits() {
+    let device = |path: &str| DeviceEdit {
+        path: path.to_owned(),
+        kind: "c".to_owned(),
+        major: 10,
+        minor: 200,
+        mode: Some(0o600),
+        access: "rw".to_owned(),
+        ..DeviceEdit::default()
+    };
+    let built = edited(|edits| {
+        let gone = DeviceEdit {
+            path: "/dev/tty".to_owned(),
+            remove: true,
+            ..DeviceEdit::default()
+        };
+        edits.devices = vec![device("/dev/net/tun"), gone];
+        edits.device_rules = vec![DeviceAccess {
+            allow: true,
+            kind: "b".to_owned(),
+            major: Some(8),
+            minor: None,
+            access: "r".to_owned(),
+        }];
+    })
+    .unwrap();
+    let made = built.plan.devices.iter().find(|d| d.path == "/dev/net/tun");
+    let made = made.unwrap();
+    assert_eq!((made.major, made.minor, made.mode), (10, 200, 0o600));
+    assert!(built.plan.devices.iter().all(|d| d.path != "/dev/tty"));
+    let [.., node, raw] = &built.device_rules[..] else {
+        panic!()
+    };
+    assert!(node.read && node.write && !node.mknod && node.minor == Some(200));
+    assert!(raw.read && !raw.write && raw.major == Some(8) && raw.minor.is_none());
+    for (edit, part) in [
+        (device("tun"), "absolute"),
+        (
+            DeviceEdit {
+                kind: "p".to_owned(),
+                ..device("/dev/p")
+            },
+            "devices[/dev/p]",
+        ),
+        (
+            DeviceEdit {
+                access: "x".to_owned(),
+                ..device("/dev/x")
+            },
+            "rwm",
+        ),
+    ] {
+        let error = refusal(|edits| edits.devices = vec![edit]);
+        assert!(error.contains(part), "{part}: {error}");
+    }
+}
+
+#[test]
+fn edits_of_namespaces_sysctls_and_priorities() {
+    let namespace = |kind: &str, path: Option<&str>| NamespaceEdit {
+        kind: kind.to_owned(),
+        path: path.map(ToOwned::to_owned),
+    };
+    let built = edited(|edits| {
+        edits.namespaces = vec![namespace("pid", Some("")), namespace("uts", None)];
+        edits.sysctls = vec![("net.core.somaxconn".to_owned(), some("77"))];
+        edits.io_priority = Some((2, 7));
+        edits.scheduler = Some(Scheduler {
+            policy: 3,
+            ..Scheduler::default()
+        });
+        edits.memory_policy = Some(MemoryPolicy {
+            mode: 2,
+            flags: 1 << 15,
+            nodes: "0-1,64".to_owned(),
+        });
+        edits.resources.pids_limit = 9;
+        edits.resources.cpu_shares = 77;
+    })
+    .unwrap();
+    assert_eq!(built.plan.namespaces.pid, NamespaceSource::New);
+    assert_eq!(built.plan.namespaces.uts, NamespaceSource::Host);
+    let sysctl = ("net.core.somaxconn".to_owned(), "77".to_owned());
+    assert_eq!(built.plan.sysctls, [sysctl]);
+    let tuning = &built.plan.process.tuning;
+    assert_eq!(tuning.io_priority, Some((2, 7)));
+    assert_eq!(tuning.scheduler.unwrap().policy, 3);
+    let policy = tuning.memory_policy.as_ref().unwrap();
+    assert_eq!((policy.mode, &policy.nodes[..]), (2 | 1 << 15, &[3, 1][..]));
+    assert_eq!(
+        (built.resources.pids_limit, built.resources.cpu_shares),
+        (9, 77)
+    );
+    for error in [
+        refusal(|e| e.namespaces = vec![namespace("network", Some("/proc/1/ns/net"))]),
+        refusal(|e| e.namespaces = vec![namespace("user", Some(""))]),
+        refusal(|e| e.sysctls = vec![("vm.swappiness".to_owned(), some("1"))]),
+        refusal(|e| {
+            e.namespaces = vec![namespace("network", None)];
+            e.sysctls = vec![("net.core.somaxconn".to_owned(), some("1"))];
+        }),
+        refusal(|e| e.io_priority = Some((4, 0))),
+        refusal(|e| {
+            e.scheduler = Some(Scheduler {
+                nice: 20,
+                ..Scheduler::default()
+            });
+        }),
+        refusal(|e| {
+            e.memory_policy = Some(MemoryPolicy {
+                nodes: "1-".to_owned(),
+                ..MemoryPolicy::default()
+            });
+        }),
+        refusal(|e| e.impossible = vec![("netDevices".to_owned(), "eth1".to_owned())]),
+        refusal(|e| {
+            e.hooks = vec![Hook {
+                point: HookPoint::CreateContainer,
+                path: "/bin/hook".to_owned(),
+                args: vec![],
+                env: vec![],
+                timeout: None,
+            }];
+        }),
+    ] {
+        assert!(error.starts_with("NRI plugin 10-x: "), "{error}");
+    }
+}
+
+#[test]
+fn a_seccomp_profile_of_an_edit_replaces_the_containers() {
+    let built = edited(|edits| {
+        edits.seccomp = Some(
+            br#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir"],"action":"SCMP_ACT_ERRNO"}]}"#.to_vec(),
+        );
+    })
+    .unwrap();
+    assert!(built.plan.process.seccomp.is_some());
+    assert!(built.spec.linux().as_ref().unwrap().seccomp().is_some());
+    let bad = edited(|edits| edits.seccomp = Some(b"{".to_vec()));
+    assert!(crate::base::error::chain(&bad.unwrap_err()).contains("NRI plugin 10-x"));
+}
+
+#[test]
+fn the_later_edit_wins() {
+    let one = |value: &str| Edits {
+        by: value.to_owned(),
+        env: vec![("A".to_owned(), some(value))],
+        ..Edits::default()
+    };
+    let built = World::with(|world| world.edits = vec![one("1"), one("2")]).build();
+    assert!(built.unwrap().plan.process.env.contains(&b"A=2".to_vec()));
+}
