@@ -6,6 +6,7 @@ pub(crate) mod container;
 #[cfg(feature = "daemon")]
 pub(crate) mod edits;
 pub(crate) mod error;
+pub(crate) mod handler;
 pub(crate) mod id;
 pub(crate) mod image;
 pub(crate) mod pod;

@@ -4,11 +4,17 @@
 //! `deploy/config.toml`) is made from that. A key nobody knows is an error that names the nearest one; a
 //! value that is not built yet is an error that says so.
 
+mod runtimes;
+
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::base::handler::Handlers;
+use runtimes::Runtime;
 
 /// Where the configuration is looked for when none is named; it may be absent there.
 pub(crate) const DEFAULT_PATH: &str = "/etc/berth/config.toml";
@@ -51,7 +57,7 @@ pub(crate) enum ConfigError {
         /// Which file.
         path: PathBuf,
         /// Which key.
-        key: &'static str,
+        key: String,
         /// As understood.
         value: String,
         /// What is wrong, and what to write instead.
@@ -135,6 +141,10 @@ config! {
     log_level: String = "info".to_owned();
     /// How it is logged: `text` or `json`.
     log_format: String = "text".to_owned();
+    /// The handler of pods that name none: `berth` (built in) or one of those below.
+    default_runtime: String = "berth".to_owned();
+    /// Runtime handlers, for RuntimeClass: a table for each, as the one below.
+    runtimes: BTreeMap<String, Runtime> = BTreeMap::new();
 }
 
 /// One directory, or a list of them.
@@ -196,16 +206,23 @@ impl Config {
                 });
             }
         }
+        let value = |(key, value, mend)| ConfigError::Value {
+            path: path.to_owned(),
+            key,
+            value,
+            mend,
+        };
+        runtimes::check_keys(table.get("runtimes")).map_err(value)?;
         let config: Self = toml::from_str(text).map_err(syntax)?;
-        config
-            .check()
-            .map_err(|(key, value, mend)| ConfigError::Value {
-                path: path.to_owned(),
-                key,
-                value,
-                mend,
-            })?;
+        let own = config.check();
+        own.map_err(|(key, text, mend)| value((key.to_owned(), text, mend)))?;
+        runtimes::check(&config.runtimes, &config.default_runtime).map_err(value)?;
         Ok(config)
+    }
+
+    /// The runtime handlers.
+    pub(crate) fn handlers(&self) -> Handlers {
+        runtimes::handlers(&self.runtimes, &self.default_runtime, &self.state)
     }
 
     /// Key, value and mend of the first value that cannot be.
@@ -367,6 +384,10 @@ pub(crate) fn default_file() -> String {
         for line in key.doc {
             let _infallible = writeln!(text, "#{line}").is_ok();
         }
+        if key.name == "runtimes" {
+            text.push_str(runtimes::EXAMPLE);
+            continue;
+        }
         let value = defaults
             .get(key.name)
             .map(ToString::to_string)
@@ -402,7 +423,8 @@ mod tests {
         let text = default_file();
         let bare = Config::parse(Path::new("c"), &text).unwrap();
         assert_eq!(bare, Config::default());
-        let set: String = text
+        let (flat, _tables) = text.split_once("# [runtimes").unwrap();
+        let set: String = flat
             .lines()
             .filter_map(|line| line.strip_prefix("# "))
             .filter(|line| {
@@ -411,7 +433,8 @@ mod tests {
             })
             .map(|line| format!("{line}\n"))
             .collect();
-        assert_eq!(set.lines().count(), KEYS.len());
+        // The tables of `runtimes` have a test of their own.
+        assert_eq!(set.lines().count(), KEYS.len() - 1);
         assert_eq!(Config::parse(Path::new("c"), &set).unwrap(), bare);
     }
 

@@ -8,12 +8,14 @@ use tokio::sync::broadcast;
 
 use crate::base::container::EventKind;
 use crate::base::error::HasKind;
+use crate::base::handler::Handlers;
 use crate::base::id::{ContainerId, Id, PodId};
 use crate::base::pod::PodMetadata;
 use crate::base::tasks::Tasks;
 use crate::engine::container::{Container, ContainerInner, ContainerRecord};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::facade::EngineEvent;
+use crate::engine::handlers::HandlerTable;
 use crate::engine::lower::Lower;
 use crate::engine::names::Names;
 use crate::engine::pod::{Pod, PodInner, PodRecord};
@@ -39,6 +41,8 @@ pub(crate) struct Core {
     pub(crate) volatile: bool,
     /// Name of the sandbox image that kubeadm reads; nothing is ever pulled for it.
     pub(crate) sandbox_image: String,
+    /// Runtime handlers.
+    pub(crate) handlers: Arc<HandlerTable>,
     /// Who owns the tasks.
     pub(crate) tasks: Tasks,
     /// The layers below.
@@ -83,6 +87,8 @@ pub(crate) struct EngineConfig {
     pub(crate) sandbox_image: String,
     /// Directories of CDI files, the last one wins.
     pub(crate) cdi_spec_dirs: Vec<PathBuf>,
+    /// Runtime handlers.
+    pub(crate) handlers: Handlers,
 }
 
 impl Core {
@@ -99,6 +105,7 @@ impl Core {
             cgroup_root: config.cgroup_root.trim_end_matches('/').to_owned(),
             volatile: config.volatile,
             sandbox_image: config.sandbox_image,
+            handlers: Arc::new(HandlerTable::new(config.handlers)),
             tasks,
             lower,
             pods: Table::default(),

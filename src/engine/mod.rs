@@ -9,6 +9,7 @@ mod core;
 mod error;
 mod exits;
 mod facade;
+mod handlers;
 mod lane;
 mod lower;
 pub(crate) mod monitor_client;
@@ -67,6 +68,7 @@ impl Engine {
         let lower = lower::Lower::open(&config, parts).await?;
         let engine = Self(Arc::new(Core::open(config, lower, tasks)?));
         engine.restore(&boot).await?;
+        engine.ask_features();
         Ok(engine)
     }
 

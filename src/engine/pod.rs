@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::clock::Timestamp;
 use crate::base::container::ContainerStatus;
+use crate::base::handler::Handler;
 use crate::base::id::{ContainerId, PodId};
 use crate::base::pod::{PodConfig, PodState, PodStatus};
 use crate::engine::container::Container;
@@ -25,6 +26,8 @@ pub(crate) struct Pod {
     pub(crate) config: PodConfig,
     /// As asked for; empty: the default one.
     pub(crate) runtime_handler: String,
+    /// What that meant when the pod was made.
+    pub(crate) handler: Handler,
     /// The cgroup that its cgroups are made in.
     pub(crate) cgroup_parent: String,
     /// Run, stop and remove, one after the other.
@@ -71,6 +74,9 @@ pub(crate) struct PodRecord {
     pub(crate) config: PodConfig,
     /// As asked for.
     pub(crate) runtime_handler: String,
+    /// What that meant when the pod was made.
+    #[serde(default)]
+    pub(crate) handler: Handler,
     /// The cgroup that its cgroups are made in.
     pub(crate) cgroup_parent: String,
     /// Parents made for it.
@@ -103,6 +109,7 @@ impl PodRecord {
             id: self.id,
             config: self.config,
             runtime_handler: self.runtime_handler,
+            handler: self.handler,
             cgroup_parent: self.cgroup_parent,
             lane: Lane::default(),
             record_lane: Lane::default(),
@@ -165,6 +172,7 @@ impl Pod {
             phase: inner.phase,
             config: self.config.clone(),
             runtime_handler: self.runtime_handler.clone(),
+            handler: self.handler.clone(),
             cgroup_parent: self.cgroup_parent.clone(),
             made_parents: inner.made_parents.clone(),
             created_at: inner.status.created_at,

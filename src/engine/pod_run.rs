@@ -13,6 +13,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::base::handler::Handler;
 use crate::base::id::PodId;
 use crate::base::pod::PodConfig;
 use crate::base::security::NamespaceMode;
@@ -30,21 +31,17 @@ impl Engine {
     /// # Errors
     /// Those of [`EngineError`]; nothing is left then.
     pub(super) async fn run_pod(&self, config: PodConfig, handler: String) -> Result<PodId> {
-        if !handler.is_empty() {
-            return Err(EngineError::Invalid {
-                field: "runtime_handler",
-                value: handler,
-                mend: "no such handler; this node has only the default one, leave it empty"
-                    .to_owned(),
-            });
-        }
+        let means = self.core().handlers.resolve(&handler)?;
         loop {
             match self.core().pod_names.claim(config.metadata.clone()) {
                 Claim::Ours(flight) => {
                     let engine = self.clone();
                     return self
                         .task("RunPodSandbox", async move {
-                            let made = engine.make_pod(config, handler).await.map_err(Arc::new);
+                            let made = engine
+                                .make_pod(config, handler, means)
+                                .await
+                                .map_err(Arc::new);
                             flight.land(made.clone());
                             made.map_err(EngineError::Joined)
                         })
@@ -55,15 +52,19 @@ impl Engine {
                         return outcome.map_err(EngineError::Joined);
                     }
                 }
-                Claim::Exists(id) => return self.existing_pod(id, &config),
+                Claim::Exists(id) => return self.existing_pod(id, &config, &handler),
             }
         }
     }
 
     /// The pod of that name, if a retry of the call that made it would get it.
-    fn existing_pod(&self, id: PodId, config: &PodConfig) -> Result<PodId> {
+    fn existing_pod(&self, id: PodId, config: &PodConfig, handler: &str) -> Result<PodId> {
         match self.core().pods.get(id) {
-            Some(pod) if pod.config == *config && pod.is_ready() => Ok(id),
+            Some(pod)
+                if pod.config == *config && pod.runtime_handler == handler && pod.is_ready() =>
+            {
+                Ok(id)
+            }
             _ => Err(EngineError::NameTaken {
                 what: "pod sandbox",
                 name: format!(
@@ -78,7 +79,12 @@ impl Engine {
         }
     }
 
-    async fn make_pod(&self, config: PodConfig, runtime_handler: String) -> Result<PodId> {
+    async fn make_pod(
+        &self,
+        config: PodConfig,
+        runtime_handler: String,
+        handler: Handler,
+    ) -> Result<PodId> {
         let core = self.core();
         let cgroup_parent = if config.cgroup_parent.is_empty() {
             format!("{}/pods", core.cgroup_root)
@@ -92,6 +98,7 @@ impl Engine {
                 phase: PodPhase::Creating,
                 config,
                 runtime_handler,
+                handler,
                 made_parents: core.missing_parents(&cgroup_parent)?,
                 cgroup_parent,
                 created_at: core.stamps.next(),

@@ -248,6 +248,7 @@ impl Engine {
             phase: PodPhase::Unclean,
             config: crate::base::pod::PodConfig::default(),
             runtime_handler: String::new(),
+            handler: crate::base::handler::Handler::default(),
             cgroup_parent: String::new(),
             made_parents: vec![],
             created_at: record.created_at,

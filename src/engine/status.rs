@@ -92,7 +92,7 @@ impl Engine {
             "netNamespaceClosed": pid == 0,
             "image": self.core().sandbox_image,
             "runtimeHandler": pod.runtime_handler,
-            "runtimeType": "berth",
+            "runtimeType": runtime_type(pod),
             "runtimeSpec": spec,
             "cniResult": network,
             "cgroupParent": pod.cgroup_parent,
@@ -163,7 +163,7 @@ impl Engine {
             "removing": false,
             "snapshotKey": container.id.to_string(),
             "snapshotter": "overlay",
-            "runtimeType": "berth",
+            "runtimeType": runtime_type(&container.pod),
             "runtimeSpec": spec,
             "privileged": container.config.security.privileged,
             "config": container.config,
@@ -205,7 +205,7 @@ impl Engine {
         }
         RuntimeStatus {
             conditions: vec![fine("RuntimeReady"), network],
-            handlers: core.lower.handlers(),
+            handlers: core.handlers.list(core.lower.own_features()),
             supplemental_groups_policy: true,
             info,
         }
@@ -262,6 +262,14 @@ async fn read_json(path: std::path::PathBuf) -> Result<Value> {
         Ok(serde_json::from_slice(&text).unwrap_or(Value::Null))
     })
     .await
+}
+
+/// What makes the pod's containers: berth, or the path of an OCI runtime.
+fn runtime_type(pod: &Pod) -> String {
+    match &pod.handler.runtime {
+        Some(runtime) => runtime.path.display().to_string(),
+        None => crate::base::handler::BUILT_IN.to_owned(),
+    }
 }
 
 fn sandbox_labels(pod: &Pod) -> BTreeMap<String, String> {

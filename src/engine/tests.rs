@@ -117,6 +117,7 @@ struct Node {
     host: std::os::fd::OwnedFd,
     cgroup_root: String,
     bridge: String,
+    handlers: crate::base::handler::Handlers,
 }
 
 impl Node {
@@ -129,6 +130,7 @@ impl Node {
             host,
             cgroup_root: format!("/berth-test-{}-{number}", std::process::id()),
             bridge: format!("bt{number}"),
+            handlers: crate::base::handler::Handlers::default(),
         }
     }
 
@@ -165,6 +167,7 @@ impl Node {
             max_log_line: 16384,
             sandbox_image: String::new(),
             cdi_spec_dirs: vec![self.path("cdi-files")],
+            handlers: self.handlers.clone(),
         };
         let engine = Engine::start(config, Parts { images, network }, tasks)
             .await

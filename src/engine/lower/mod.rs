@@ -15,6 +15,7 @@ use crate::base::tasks::Tasks;
 use crate::engine::Parts;
 use crate::engine::core::{EngineConfig, blocking_step};
 use crate::engine::error::{EngineError, Result};
+use crate::engine::handlers::Features;
 use crate::engine::monitor_client::{MonitorConfig, MonitorPool};
 use crate::images::ImageStore;
 use crate::network::Network;
@@ -106,9 +107,13 @@ impl Lower {
         }
     }
 
-    /// (name, recursive read-only mounts, user namespaces) of each handler.
-    pub(crate) fn handlers(&self) -> Vec<(String, bool, bool)> {
-        // MOUNT_ATTR_RDONLY with AT_RECURSIVE: Linux 5.12. User namespaces are not built yet.
-        vec![(String::new(), self.host.kernel_at_least(5, 12), false)]
+    /// What berth itself offers as a handler.
+    pub(crate) fn own_features(&self) -> Features {
+        Features {
+            // MOUNT_ATTR_RDONLY with AT_RECURSIVE: Linux 5.12.
+            recursive_read_only: self.host.kernel_at_least(5, 12),
+            // Not built yet.
+            user_namespaces: false,
+        }
     }
 }

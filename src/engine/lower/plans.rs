@@ -92,8 +92,8 @@ impl Lower {
     ) -> Result<Design> {
         let (pod, config) = (&container.pod, &container.config);
         let failed = || "container config";
-        let prepared =
-            prepare::container(config, &self.host).map_err(EngineError::step(failed()))?;
+        let prepared = prepare::container(config, &pod.handler, &self.host)
+            .map_err(EngineError::step(failed()))?;
         let dirs = self
             .cgroups
             .dirs(&container.cgroup)
@@ -123,6 +123,7 @@ impl Lower {
             image_volumes: &[],
             prepared: &prepared,
             edits: &edits,
+            handler: &pod.handler,
         };
         let mut built = spec::container(&input, &self.host).map_err(EngineError::step(failed()))?;
         let target = input.target.and_then(|id| core.containers.get(id));

@@ -72,12 +72,13 @@ pub(crate) fn of_container(
     if !own_dev {
         nodes.retain(|node| !is_below(&node.path, "/dev"));
     }
-    (nodes, rules(input.config.security.privileged, given))
+    let all = input.config.security.privileged && !input.prepared.without_host_devices;
+    (nodes, rules(all, given))
 }
 
-fn rules(privileged: bool, given: &[HostDevice]) -> Vec<DeviceRule> {
+fn rules(all: bool, given: &[HostDevice]) -> Vec<DeviceRule> {
     let everything = rule(DeviceKind::All, None, None, "rwm");
-    if privileged {
+    if all {
         return vec![everything];
     }
     let mut rules = vec![

@@ -33,6 +33,7 @@ use std::path::Path;
 
 use crate::base::container::{ContainerConfig, Resources};
 use crate::base::edits::Edits;
+use crate::base::handler::Handler;
 use crate::base::id::{ContainerId, PodId};
 use crate::base::image::{Image, RootfsLayers};
 use crate::base::pod::PodConfig;
@@ -95,6 +96,8 @@ pub(crate) struct ContainerInput<'a> {
     pub(crate) prepared: &'a Prepared,
     /// What CDI devices and NRI plugins ask for, in order.
     pub(crate) edits: &'a [Edits],
+    /// The pod's handler.
+    pub(crate) handler: &'a Handler,
 }
 
 /// What a sandbox's plan is made of.

@@ -7,6 +7,7 @@ use std::str::FromStr as _;
 use oci_spec::runtime as oci;
 
 use crate::base::container::Resources;
+use crate::base::handler::passed;
 use crate::runtime::capabilities;
 use crate::runtime::cgroups::devices::{DeviceKind, DeviceRule};
 use crate::runtime::plan::{
@@ -43,7 +44,9 @@ fn annotations<const N: usize>(list: [(&str, String); N]) -> HashMap<String, Str
 /// The container's annotations, and those by which tools know it.
 pub(crate) fn container_annotations(input: &ContainerInput<'_>) -> HashMap<String, String> {
     let metadata = &input.pod.metadata;
-    let mut all: HashMap<String, String> = input.config.annotations.clone().into_iter().collect();
+    let of_pod = passed(&input.pod.annotations, &input.handler.pod_annotations);
+    let mut all: HashMap<String, String> = of_pod.into_iter().collect();
+    all.extend(input.config.annotations.clone());
     all.extend(annotations([
         ("container-type", "container".to_owned()),
         ("container-name", input.config.name.clone()),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::base::container::{ContainerConfig, Device, Mount, Propagation};
+use crate::base::handler::Handler;
 use crate::base::pod::PodConfig;
 use crate::base::security::{ContainerSecurity, SecurityProfile};
 use crate::runtime::apparmor::{self, ProfileError};
@@ -31,6 +32,8 @@ pub(crate) struct Prepared {
     pub(crate) seccomp: Option<Arc<Profile>>,
     /// The process is confined by the AppArmor profile of [`apparmor::DEFAULT_NAME`], which is loaded.
     pub(crate) apparmor_default: bool,
+    /// A privileged container may use only the devices above.
+    pub(crate) without_host_devices: bool,
 }
 
 /// Reads what a container's spec needs, checks the propagation of its mounts' sources, and makes those
@@ -38,10 +41,15 @@ pub(crate) struct Prepared {
 ///
 /// # Errors
 /// [`SpecError`]: a device, profile or mount source is missing or not as it must be.
-pub(crate) fn container(config: &ContainerConfig, host: &HostFacts) -> Result<Prepared> {
+pub(crate) fn container(
+    config: &ContainerConfig,
+    handler: &Handler,
+    host: &HostFacts,
+) -> Result<Prepared> {
     let security = &config.security;
+    let without_host_devices = handler.privileged_without_host_devices;
     let mut found = vec![];
-    if security.privileged {
+    if security.privileged && !without_host_devices {
         walk(Path::new("/dev"), "/dev", "rwm", &mut found);
     }
     for (index, device) in config.devices.iter().enumerate() {
@@ -59,6 +67,7 @@ pub(crate) fn container(config: &ContainerConfig, host: &HostFacts) -> Result<Pr
         devices: found,
         seccomp,
         apparmor_default,
+        without_host_devices,
     })
 }
 
@@ -422,18 +431,20 @@ mod tests {
             ],
             ..ContainerConfig::default()
         };
-        assert!(container(&config("/a"), &host()).is_err());
+        assert!(container(&config("/a"), &Handler::default(), &host()).is_err());
         assert!(!dir.path().join("a").exists());
         let mut good = config("/a");
         good.mounts.truncate(1);
-        container(&good, &host()).unwrap();
+        container(&good, &Handler::default(), &host()).unwrap();
         assert_eq!(fs::metadata(&source).unwrap().mode() & 0o7777, 0o755);
-        container(&good, &host()).unwrap();
+        container(&good, &Handler::default(), &host()).unwrap();
         // Below a file nothing can be made.
         let file = dir.path().join("file");
         drop(File::create(&file).unwrap());
         good.mounts = vec![mount(&file.join("x"), "/a")];
-        let error = container(&good, &host()).unwrap_err().to_string();
+        let error = container(&good, &Handler::default(), &host())
+            .unwrap_err()
+            .to_string();
         assert!(
             error.starts_with("mounts[0].host_path: cannot find"),
             "{error}"
@@ -449,7 +460,7 @@ mod tests {
             }],
             ..ContainerConfig::default()
         };
-        container(&config, &host())
+        container(&config, &Handler::default(), &host())
     }
 
     #[test]
@@ -509,7 +520,8 @@ mod tests {
             let mut config = ContainerConfig::default();
             config.security.seccomp = profile;
             config.security.privileged = privileged;
-            container(&config, &host()).map(|prepared| prepared.seccomp.is_some())
+            container(&config, &Handler::default(), &host())
+                .map(|prepared| prepared.seccomp.is_some())
         };
         use SecurityProfile::{Localhost, RuntimeDefault, Unconfined};
         assert!(!with(None, false).unwrap());

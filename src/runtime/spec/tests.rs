@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::base::container::{Mount, Propagation};
 use crate::base::error::{HasKind as _, Kind};
+use crate::base::handler::Handler;
 use crate::base::image::ImageSpec;
 use crate::base::security::{SecurityProfile, SelinuxOptions};
 use crate::runtime::cgroups::devices::{DeviceKind, DeviceRule};
@@ -57,6 +58,7 @@ struct World {
     target: Option<ContainerId>,
     image_volumes: Vec<(usize, RootfsLayers)>,
     edits: Vec<crate::base::edits::Edits>,
+    handler: Handler,
 }
 
 fn id(digit: &str) -> ContainerId {
@@ -81,6 +83,7 @@ impl Default for World {
             target: None,
             image_volumes: vec![],
             edits: vec![],
+            handler: Handler::default(),
         }
     }
 }
@@ -111,6 +114,7 @@ impl World {
             image_volumes: &self.image_volumes,
             prepared: &self.prepared,
             edits: &self.edits,
+            handler: &self.handler,
         };
         container(&input, &self.host)
     }
@@ -589,6 +593,31 @@ fn devices_are_denied_unless_listed() {
         .unwrap();
     assert_eq!(shown.len(), built.device_rules.len());
     assert_eq!(shown[0].access().as_deref(), Some("rwm"));
+}
+
+#[test]
+fn a_handler_lets_annotations_through_and_keeps_devices_back() {
+    let built = World::with(|world| {
+        let map = |keys: &[&str]| {
+            let pairs = keys.iter().map(|key| ((*key).to_owned(), "x".to_owned()));
+            pairs.collect::<std::collections::BTreeMap<_, _>>()
+        };
+        world.pod.annotations = map(&["io.kata.a", "other"]);
+        world.config.annotations = map(&["run.oci.x", "io.kubernetes.cri.container-type"]);
+        world.handler.pod_annotations = vec!["io.kata.*".to_owned()];
+        world.handler.container_annotations = vec!["*".to_owned()];
+        world.pod.security.privileged = true;
+        world.config.security.privileged = true;
+        world.prepared.without_host_devices = true;
+    });
+    let built = built.build().unwrap();
+    let shown = built.spec.annotations().clone().unwrap();
+    let value = |key: &str| shown.get(key).map(String::as_str);
+    assert_eq!(value("io.kata.a"), Some("x"));
+    assert_eq!(value("other"), None);
+    assert_eq!(value("run.oci.x"), Some("x"));
+    assert_eq!(value("io.kubernetes.cri.container-type"), Some("container"));
+    assert!(!built.device_rules[0].allow, "{:?}", built.device_rules[0]);
 }
 
 #[test]

@@ -1,0 +1,92 @@
+//! Runtime handlers: the names by which a pod chooses what makes its containers.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Name of the handler that is always there: berth itself.
+pub(crate) const BUILT_IN: &str = "berth";
+
+/// An OCI runtime program and how it is called.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OciRuntime {
+    /// The program; an absolute path.
+    pub(crate) path: PathBuf,
+    /// Where it keeps its state (`--root`).
+    pub(crate) root: PathBuf,
+    /// More global arguments; they come before the sub-command.
+    pub(crate) arguments: Vec<String>,
+}
+
+/// What a handler means. Pods keep it as it was when they were made, whatever the configuration says later.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Handler {
+    /// The program that makes containers; absent: berth itself.
+    pub(crate) runtime: Option<OciRuntime>,
+    /// A privileged container gets only the devices that it names.
+    pub(crate) privileged_without_host_devices: bool,
+    /// Keys of pod annotations that go into OCI specs; a last `*` stands for any rest.
+    pub(crate) pod_annotations: Vec<String>,
+    /// As above, of container annotations.
+    pub(crate) container_annotations: Vec<String>,
+}
+
+/// All handlers of the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Handlers {
+    /// Which one the empty name means; it is in `named`.
+    pub(crate) default: String,
+    /// By name; [`BUILT_IN`] is among them.
+    pub(crate) named: BTreeMap<String, Handler>,
+}
+
+impl Default for Handlers {
+    fn default() -> Self {
+        Self {
+            default: BUILT_IN.to_owned(),
+            named: BTreeMap::from([(BUILT_IN.to_owned(), Handler::default())]),
+        }
+    }
+}
+
+/// The annotations whose keys `patterns` let through.
+pub(crate) fn passed(
+    annotations: &BTreeMap<String, String>,
+    patterns: &[String],
+) -> BTreeMap<String, String> {
+    let fits = |key: &str| {
+        patterns.iter().any(|pattern| {
+            pattern
+                .strip_suffix('*')
+                .map_or(key == pattern, |front| key.starts_with(front))
+        })
+    };
+    let chosen = annotations.iter().filter(|(key, _)| fits(key));
+    chosen
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_let_annotations_through() {
+        let given = ["a", "io.katacontainers.x", "io.kata", "b*"];
+        let given: BTreeMap<String, String> = given
+            .into_iter()
+            .map(|key| (key.to_owned(), String::new()))
+            .collect();
+        let keys = |patterns: &[&str]| {
+            let patterns: Vec<String> = patterns.iter().map(|text| (*text).to_owned()).collect();
+            passed(&given, &patterns).into_keys().collect::<Vec<_>>()
+        };
+        assert!(keys(&[]).is_empty());
+        assert_eq!(keys(&["io.katacontainers.*"]), ["io.katacontainers.x"]);
+        assert_eq!(keys(&["a", "io.kata"]), ["a", "io.kata"]);
+        assert_eq!(keys(&["b*"]), ["b*"]);
+        assert_eq!(keys(&["*"]).len(), 4);
+    }
+}

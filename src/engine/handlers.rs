@@ -1,0 +1,295 @@
+//! Runtime handlers: which there are, and what each offers.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::base::handler::{Handler, Handlers};
+use crate::base::tasks::Tasks;
+use crate::engine::Engine;
+use crate::engine::error::{EngineError, Result};
+use crate::sys::poll::{PollFd, PollFlags, poll};
+use crate::sys::spawn::Spawn;
+use crate::sys::{fd, process, signal};
+
+/// How long an OCI runtime may take to tell its features.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest answer in bytes.
+const MAX_ANSWER: usize = 1024 * 1024;
+
+/// What a handler offers; kubelet refuses pods that need what is not offered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Features {
+    /// Mounts that are read-only with all below them.
+    pub(crate) recursive_read_only: bool,
+    /// Pods in user namespaces.
+    pub(crate) user_namespaces: bool,
+}
+
+/// The handlers of the node.
+#[derive(Debug)]
+pub(crate) struct HandlerTable {
+    all: Handlers,
+    /// What OCI runtimes have told; absent: nothing (yet).
+    told: Mutex<BTreeMap<String, Features>>,
+}
+
+impl HandlerTable {
+    /// Of the configuration's handlers; nobody was asked anything yet.
+    pub(crate) fn new(all: Handlers) -> Self {
+        Self {
+            all,
+            told: Mutex::default(),
+        }
+    }
+
+    /// What a name means; the empty one is the default.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`]: no such handler, or its program is not there.
+    pub(crate) fn resolve(&self, name: &str) -> Result<Handler> {
+        let invalid = |mend| EngineError::Invalid {
+            field: "runtime_handler",
+            value: name.to_owned(),
+            mend,
+        };
+        let meant = match name {
+            "" => &self.all.default,
+            name => name,
+        };
+        let Some(handler) = self.all.named.get(meant) else {
+            let names: Vec<&str> = self.all.named.keys().map(String::as_str).collect();
+            let names = names.join(", ");
+            return Err(invalid(format!(
+                "no such handler; this node has {names} (berth's configuration, [runtimes.NAME])"
+            )));
+        };
+        if handler.runtime.is_some() && !cfg!(test) {
+            return Err(invalid(
+                "OCI runtimes are not run yet in this version of berth".to_owned(),
+            ));
+        }
+        if let Some(runtime) = &handler.runtime
+            && let Err(error) = executable(&runtime.path)
+        {
+            let path = runtime.path.display();
+            return Err(invalid(format!(
+                "its OCI runtime {path} cannot be run: {error}; install it, or mend runtimes.{meant}.path"
+            )));
+        }
+        Ok(handler.clone())
+    }
+
+    /// (name, recursive read-only mounts, user namespaces) of each handler, by name; `""` is the default.
+    pub(crate) fn list(&self, own: Features) -> Vec<(String, bool, bool)> {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |name: &str| match self.all.named.get(name) {
+            Some(Handler { runtime: None, .. }) => own,
+            _ => told.get(name).copied().unwrap_or_default(),
+        };
+        let row = |shown: &str, name: &str| {
+            let features = of(name);
+            (
+                shown.to_owned(),
+                features.recursive_read_only,
+                features.user_namespaces,
+            )
+        };
+        let default = row("", &self.all.default);
+        let named = self.all.named.keys().map(|name| row(name, name));
+        std::iter::once(default).chain(named).collect()
+    }
+}
+
+impl Engine {
+    /// Asks every OCI runtime for its features, in the background, once.
+    pub(super) fn ask_features(&self) {
+        let table = Arc::clone(&self.core().handlers);
+        if table.all.named.values().all(|one| one.runtime.is_none()) {
+            return;
+        }
+        let kernel = self.core().lower.own_features();
+        let _asks = self.core().tasks.spawn(async move {
+            let done = Tasks::blocking(move || {
+                for (name, handler) in &table.all.named {
+                    let Some(runtime) = &handler.runtime else {
+                        continue;
+                    };
+                    let features = match ask(&runtime.path) {
+                        Ok(answer) => features_of(&answer, kernel),
+                        Err(error) => {
+                            tracing::warn!(handler = name, runtime = %runtime.path.display(), %error,
+                                "the runtime does not tell its features: none are offered");
+                            Features::default()
+                        }
+                    };
+                    let mut told = table.told.lock().unwrap_or_else(PoisonError::into_inner);
+                    told.insert(name.clone(), features);
+                }
+            });
+            let _cut_off = done.await.is_err();
+        });
+    }
+}
+
+/// Can this be run?
+fn executable(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let found = std::fs::metadata(path)?;
+    if found.is_file() && found.permissions().mode() & 0o111 != 0 {
+        return Ok(());
+    }
+    Err(std::io::Error::other("not an executable file"))
+}
+
+/// What `PATH features` prints. Blocks for at most [`PATIENCE`].
+fn ask(path: &Path) -> std::io::Result<Vec<u8>> {
+    let (reader, writer) = fd::pipe()?;
+    fd::set_nonblocking(reader.as_fd(), true)?;
+    let spawned = Spawn::path(path)
+        .argument("features")
+        .standard(1, writer.as_fd())
+        .session()
+        .start();
+    drop(writer);
+    let child =
+        spawned.map_err(|error| std::io::Error::other(crate::base::error::chain(&error)))?;
+    let answer = read_until(reader.as_fd(), Instant::now() + PATIENCE);
+    if answer.is_err() {
+        let _ended_already = process::send_signal(child.pidfd.as_fd(), signal::SIGKILL);
+    }
+    let exit = process::wait(child.pidfd.as_fd())?;
+    let answer = answer?;
+    match exit.code() {
+        0 => Ok(answer),
+        code => Err(std::io::Error::other(format!("it exited with {code}"))),
+    }
+}
+
+fn read_until(reader: std::os::fd::BorrowedFd<'_>, end: Instant) -> std::io::Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    let mut chunk = [0; 16 * 1024];
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let mut set = [PollFd::from_borrowed_fd(reader, PollFlags::IN)];
+        if poll(&mut set, Some(left))? == 0 {
+            return Err(std::io::ErrorKind::TimedOut.into());
+        }
+        match fd::read(reader, &mut chunk) {
+            Ok(0) => return Ok(answer),
+            Ok(count) if answer.len() + count > MAX_ANSWER => {
+                return Err(std::io::Error::other("its answer is too long"));
+            }
+            Ok(count) => answer.extend_from_slice(&chunk[..count]),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// What an answer of `features` (OCI runtime-spec, features.md) means for us on this kernel.
+fn features_of(answer: &[u8], kernel: Features) -> Features {
+    let value: serde_json::Value = serde_json::from_slice(answer).unwrap_or_default();
+    let options = value["mountOptions"].as_array();
+    let rro = |options: &Vec<serde_json::Value>| options.iter().any(|one| one == "rro");
+    Features {
+        recursive_read_only: kernel.recursive_read_only && options.is_some_and(rro),
+        // Pods of OCI runtimes get none from berth yet.
+        user_namespaces: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::error::{HasKind as _, Kind};
+    use crate::base::handler::{BUILT_IN, OciRuntime};
+
+    fn table(path: &str) -> HandlerTable {
+        let mut all = Handlers::default();
+        let runtime = OciRuntime {
+            path: path.into(),
+            root: "/run/x".into(),
+            arguments: vec![],
+        };
+        let handler = Handler {
+            runtime: Some(runtime),
+            ..Handler::default()
+        };
+        all.named.insert("other".to_owned(), handler);
+        HandlerTable::new(all)
+    }
+
+    #[test]
+    fn names_mean_handlers() {
+        let table = table("/bin/true");
+        for name in ["", BUILT_IN] {
+            assert_eq!(table.resolve(name).unwrap(), Handler::default());
+        }
+        assert!(table.resolve("other").unwrap().runtime.is_some());
+        let error = table.resolve("nope").unwrap_err();
+        assert_eq!(error.kind(), Kind::InvalidArgument);
+        let text = error.to_string();
+        assert!(
+            text.starts_with(
+                "runtime_handler \"nope\": no such handler; this node has berth, other"
+            ),
+            "{text}"
+        );
+        for path in ["/missing/runc", "/proc/self/status", "/etc"] {
+            let text = super::tests::table(path)
+                .resolve("other")
+                .unwrap_err()
+                .to_string();
+            assert!(
+                text.contains(path) && text.contains("runtimes.other.path"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn lists_are_sorted_and_have_the_default() {
+        let mut table = table("/bin/true");
+        let own = Features {
+            recursive_read_only: true,
+            user_namespaces: true,
+        };
+        let row = |name: &str, rro, user| (name.to_owned(), rro, user);
+        let before = [
+            row("", true, true),
+            row("berth", true, true),
+            row("other", false, false),
+        ];
+        assert_eq!(table.list(own), before);
+        table.all.default = "other".to_owned();
+        let answer = br#"{"mountOptions":["ro","rro"],"linux":{}}"#;
+        let features = features_of(answer, own);
+        table
+            .told
+            .lock()
+            .unwrap()
+            .insert("other".to_owned(), features);
+        let after = [
+            row("", true, false),
+            row("berth", true, true),
+            row("other", true, false),
+        ];
+        assert_eq!(table.list(own), after);
+        assert_eq!(features_of(b"no JSON", own), Features::default());
+        assert_eq!(
+            features_of(answer, Features::default()),
+            Features::default()
+        );
+    }
+
+    #[test]
+    fn runtimes_are_asked() {
+        assert_eq!(ask(Path::new("/bin/echo")).unwrap(), b"features\n");
+        let error = ask(Path::new("/bin/false")).unwrap_err();
+        assert!(error.to_string().contains("exited with 1"), "{error}");
+        assert!(ask(Path::new("/missing")).is_err());
+    }
+}
