@@ -70,6 +70,16 @@ fn grpc(out: &Path) {
         .build_client(true)
         .build_server(true)
         .skip_debug([".runtime.v1.AuthConfig"])
+        // Written by hand: see src/cri/metrics/encoded.rs.
+        .extern_path(
+            ".runtime.v1.PodSandboxMetrics",
+            "crate::cri::metrics::Encoded",
+        )
+        .extern_path(
+            ".runtime.v1.ContainerMetrics",
+            "crate::cri::metrics::Encoded",
+        )
+        .extern_path(".runtime.v1.Metric", "crate::cri::metrics::Encoded")
         .compile_fds(files)
         .expect("the gRPC types are generated");
 }

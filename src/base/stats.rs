@@ -25,7 +25,71 @@ pub(crate) struct PsiLine {
     pub(crate) avg300: f64,
 }
 
-/// What a cgroup tells in one reading. Absent: the controller or file is not there.
+/// How much of a cgroup is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// What the stats calls show: few files.
+    Usage,
+    /// The rest as well, for the metrics calls.
+    Everything,
+}
+
+/// Traffic of a block device. Kernel: `io.stat` (v2), `blkio.throttle.*` (v1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DeviceIo {
+    /// Major number of the device.
+    pub(crate) major: u32,
+    /// Minor number of the device.
+    pub(crate) minor: u32,
+    /// Bytes read.
+    pub(crate) read_bytes: u64,
+    /// Bytes written.
+    pub(crate) written_bytes: u64,
+    /// Reads.
+    pub(crate) reads: u64,
+    /// Writes.
+    pub(crate) writes: u64,
+}
+
+/// Huge pages of one size.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HugePages {
+    /// As the kernel names it: `2MB`, `1GB`.
+    pub(crate) size: String,
+    /// Bytes in use.
+    pub(crate) usage: u64,
+    /// Highest use ever in bytes; absent on v2, which does not count it.
+    pub(crate) peak: Option<u64>,
+}
+
+/// The processes of a cgroup and those below it, by `/proc`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ProcessStats {
+    /// How many.
+    pub(crate) processes: u64,
+    /// Their open descriptors.
+    pub(crate) descriptors: u64,
+    /// Sockets among these; absent where there are too many to look at each.
+    pub(crate) sockets: Option<u64>,
+    /// Soft limit of open files of the first process; absent: it is gone.
+    pub(crate) open_files_limit: Option<u64>,
+}
+
+/// The filesystem below a directory. statvfs(3).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct FilesystemSize {
+    /// Device as the mount table names it (`/dev/sda1`, `tmpfs`).
+    pub(crate) device: String,
+    /// Size in bytes.
+    pub(crate) bytes: u64,
+    /// Inodes; 0: the filesystem has no fixed number.
+    pub(crate) inodes: u64,
+    /// Inodes that are free.
+    pub(crate) inodes_free: u64,
+}
+
+/// What a cgroup tells in one reading. Absent: the controller or file is not there, or it is of
+/// [`Scope::Everything`] and was not read.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct CgroupStats {
     /// When it was read.
@@ -70,10 +134,22 @@ pub(crate) struct CgroupStats {
     pub(crate) swap_limit: Option<u64>,
     /// OOM kills.
     pub(crate) oom_kills: Option<u64>,
-    /// Processes (tasks of the pids controller).
+    /// Tasks (threads) of the pids controller.
     pub(crate) pids: Option<u64>,
     /// Limit of tasks; absent: unlimited.
     pub(crate) pids_limit: Option<u64>,
+    /// Enforcement period, microseconds.
+    pub(crate) cpu_period: Option<u64>,
+    /// CPU time in each period, microseconds; absent: unlimited.
+    pub(crate) cpu_quota: Option<u64>,
+    /// Shares as v1 counts them (2 to 262144); of v2's weight the shares that give it.
+    pub(crate) cpu_shares: Option<u64>,
+    /// Bytes that are reclaimed last (`memory.low`, v1: the soft limit); absent: none set.
+    pub(crate) memory_reservation: Option<u64>,
+    /// Traffic by device.
+    pub(crate) devices: Vec<DeviceIo>,
+    /// Huge pages by size.
+    pub(crate) huge_pages: Vec<HugePages>,
     /// CPU pressure.
     pub(crate) cpu_psi: Option<Psi>,
     /// Memory pressure.

@@ -26,7 +26,7 @@ use crate::cri::containerd_api::services::tasks::v1::tasks_server::TasksServer;
 use crate::cri::containerd_api::services::version::v1::version_server::VersionServer;
 use crate::cri::v1::image_service_server::ImageServiceServer;
 use crate::cri::v1::runtime_service_server::RuntimeServiceServer;
-use crate::cri::{MAX_MESSAGE, Server, Settings, status};
+use crate::cri::{MAX_MESSAGE, Server, Settings, calls, status};
 use crate::engine::Engine;
 
 /// Everything the socket offers, as one service of HTTP/2 requests. Clones are cheap.
@@ -82,11 +82,15 @@ where
         let rpc = path.rsplit('.').next().unwrap_or(path).to_owned();
         let limit = timeout(request.headers());
         let mut routes = self.routes.clone();
+        let call = calls::begin(&rpc);
         let span = tracing::info_span!("rpc", rpc);
         let answer = async move {
             let started = Instant::now();
             let response = guarded(routes.call(request.map(Body::new)), limit).await;
-            report(response.headers(), started.elapsed());
+            let elapsed = started.elapsed();
+            let status = Status::from_header_map(response.headers());
+            call.end(status.as_ref().map_or(Code::Ok, Status::code), elapsed);
+            report(status.as_ref(), elapsed);
             Ok(response)
         };
         Box::pin(answer.instrument(span))
@@ -121,9 +125,9 @@ async fn guarded(
 }
 
 /// One line per call. What the caller did wrong is told at info, what we did at error.
-fn report(headers: &HeaderMap, elapsed: Duration) {
+fn report(status: Option<&Status>, elapsed: Duration) {
     let elapsed_ms = elapsed.as_millis();
-    let Some(status) = Status::from_header_map(headers) else {
+    let Some(status) = status else {
         tracing::debug!(elapsed_ms, "call answered");
         return;
     };

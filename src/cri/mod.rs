@@ -4,10 +4,13 @@
 //! the three containerd-shaped services that kubelet's cAdvisor asks (`containerd`), and berth's own
 //! (`own`). `layers` wraps them all: deadline, panic, span.
 
+pub(crate) mod calls;
 mod containerd;
 mod convert;
 mod image_service;
 mod layers;
+mod lists;
+mod metrics;
 mod own;
 mod runtime_service;
 mod status;

@@ -4,8 +4,6 @@
 //! or whose deadline passes, does not leave them half done. ExecSync and PullImage (image service) end
 //! with their caller.
 
-use futures_util::stream;
-use tokio::sync::broadcast::error::RecvError;
 use tonic::{Request, Response, Status};
 
 use crate::cri::convert::check::{self, missing};
@@ -13,14 +11,12 @@ use crate::cri::convert::{container, pod, resources, stats};
 use crate::cri::stream::{Items, fits, pieces};
 use crate::cri::v1::runtime_service_server::RuntimeService;
 use crate::cri::v1::{self, LinuxRuntimeConfiguration};
-use crate::cri::{Server, VERSION, status};
+use crate::cri::{Server, VERSION, metrics, status};
 use crate::streaming::{StdioFlags, StreamRequest};
 
 /// Outcome of a call.
 type Reply<T> = Result<Response<T>, Status>;
 
-/// How metrics calls of the coming version are refused.
-const METRICS: &str = "use the stats calls";
 /// How checkpoints are refused.
 const CRIU: &str = "checkpoint and restore need criu";
 
@@ -485,45 +481,39 @@ impl RuntimeService for Server {
         &self,
         _: Request<v1::GetEventsRequest>,
     ) -> Reply<Self::GetContainerEventsStream> {
-        let state = Some((self.engine.events(), self.settings.closing.clone()));
-        // The stream ends after an error: a reader that has lost events must list anew.
-        let events = stream::unfold(state, |state| async move {
-            let (mut events, mut closing) = state?;
-            let event = tokio::select! {
-                event = events.recv() => event,
-                () = ends(&mut closing) => Err(RecvError::Closed),
-            };
-            let ended = match event {
-                Ok(event) => return Some((Ok(container::event(&event)), Some((events, closing)))),
-                Err(RecvError::Lagged(lost)) => Status::data_loss(format!(
-                    "{lost} events were dropped because they were not read in time: list, then ask again"
-                )),
-                Err(RecvError::Closed) => Status::unavailable("the daemon ends"),
-            };
-            Some((Err(ended), None))
-        });
-        Ok(Response::new(Box::pin(events)))
+        Ok(Response::new(self.event_stream()))
     }
 
     async fn list_metric_descriptors(
         &self,
         _: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Reply<v1::ListMetricDescriptorsResponse> {
-        Err(status::unbuilt("ListMetricDescriptors", METRICS))
+        Ok(Response::new(v1::ListMetricDescriptorsResponse {
+            descriptors: metrics::descriptors(),
+        }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Reply<v1::ListPodSandboxMetricsResponse> {
-        Err(status::unbuilt("ListPodSandboxMetrics", METRICS))
+        let pod_metrics = self.metrics().await?;
+        fits(
+            v1::ListPodSandboxMetricsResponse { pod_metrics },
+            "StreamPodSandboxMetrics",
+        )
     }
 
     async fn stream_pod_sandbox_metrics(
         &self,
         _: Request<v1::StreamPodSandboxMetricsRequest>,
     ) -> Reply<Self::StreamPodSandboxMetricsStream> {
-        Err(status::unbuilt("StreamPodSandboxMetrics", METRICS))
+        let all = self.metrics().await?;
+        Ok(pieces(all, |pod_sandbox_metrics| {
+            v1::StreamPodSandboxMetricsResponse {
+                pod_sandbox_metrics,
+            }
+        }))
     }
 
     async fn runtime_config(
@@ -543,56 +533,23 @@ impl RuntimeService for Server {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<v1::UpdatePodSandboxResourcesRequest>,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Reply<v1::UpdatePodSandboxResourcesResponse> {
-        Err(status::unbuilt(
-            "UpdatePodSandboxResources",
-            "update each container instead",
-        ))
-    }
-}
-
-/// Waits until the daemon ends.
-async fn ends(closing: &mut tokio::sync::watch::Receiver<bool>) {
-    // An error means that the sender is gone: the daemon has ended.
-    let _seen = closing.wait_for(|closing| *closing).await.is_ok();
-}
-
-impl Server {
-    fn pods(&self, filter: Option<v1::PodSandboxFilter>) -> Result<Vec<v1::PodSandbox>, Status> {
-        let pods = self.engine.list_pod_sandboxes(&pod::filter(filter)?);
-        Ok(pods.iter().map(|one| pod::item(one)).collect())
-    }
-
-    fn containers(
-        &self,
-        filter: Option<v1::ContainerFilter>,
-    ) -> Result<Vec<v1::Container>, Status> {
-        let containers = self.engine.list_containers(&container::filter(filter)?);
-        Ok(containers.iter().map(|one| container::item(one)).collect())
-    }
-
-    async fn container_figures(
-        &self,
-        filter: Option<v1::ContainerStatsFilter>,
-    ) -> Result<Vec<v1::ContainerStats>, Status> {
-        let figures = self
-            .engine
-            .list_container_stats(&container::stats_filter(filter))
-            .await
-            .map_err(|error| status::of(&error))?;
-        Ok(figures.iter().map(stats::container).collect())
-    }
-
-    async fn pod_figures(
-        &self,
-        filter: Option<v1::PodSandboxStatsFilter>,
-    ) -> Result<Vec<v1::PodSandboxStats>, Status> {
-        let figures = self
-            .engine
-            .list_pod_sandbox_stats(&pod::stats_filter(filter))
-            .await
-            .map_err(|error| status::of(&error))?;
-        Ok(figures.iter().map(stats::pod).collect())
+        let request = request.into_inner();
+        let id = request.pod_sandbox_id;
+        check::id("pod_sandbox_id", &id)?;
+        let limits = |name: &str, given: Option<v1::LinuxContainerResources>| {
+            given.map(|given| resources::from(name, given)).transpose()
+        };
+        let overhead = limits("overhead", request.overhead)?;
+        let limits = limits("resources", request.resources)?;
+        let engine = self.engine.clone();
+        self.detached(async move {
+            engine
+                .update_pod_sandbox_resources(&id, overhead, limits)
+                .await
+        })
+        .await?;
+        Ok(Response::new(v1::UpdatePodSandboxResourcesResponse {}))
     }
 }

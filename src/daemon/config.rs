@@ -133,6 +133,9 @@ config! {
     stream_address: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
     /// Port of the same. 0: any free one.
     stream_port: u16 = 0;
+    /// Address and port (`127.0.0.1:9464`) on which the daemon's own metrics are served for Prometheus, at /metrics.
+    /// There is neither encryption nor login: keep it on the loopback. Empty: off.
+    metrics_address: String = String::new();
     /// Layers that are downloaded at a time, over all pulls.
     max_concurrent_downloads: usize = 6;
     /// Seconds without a byte after which a pull fails.
@@ -277,6 +280,9 @@ impl Config {
         }
         pool("ipv4_pool", &self.ipv4_pool, IpAddr::is_ipv4, 30)?;
         pool("ipv6_pool", &self.ipv6_pool, IpAddr::is_ipv6, 126)?;
+        if let Err(mend) = self.metrics() {
+            return bad("metrics_address", &self.metrics_address, mend);
+        }
         if self.max_concurrent_downloads == 0 {
             let mend = "use at least 1".to_owned();
             return bad("max_concurrent_downloads", &0, mend);
@@ -290,6 +296,20 @@ impl Config {
             return bad("log_level", &self.log_level, mend.to_owned());
         }
         Ok(())
+    }
+
+    /// Where metrics are served; absent: nowhere.
+    ///
+    /// # Errors
+    /// What to write instead of something that is no address.
+    pub(crate) fn metrics(&self) -> Result<Option<std::net::SocketAddr>, String> {
+        match &*self.metrics_address {
+            "" => Ok(None),
+            text => text.parse().map(Some).map_err(|_syntax| {
+                "use an address with a port, such as `127.0.0.1:9464` or `[::1]:9464`, or nothing"
+                    .to_owned()
+            }),
+        }
     }
 
     /// The configuration as a JSON object, with what others look for in it: kubeadm reads `sandboxImage`,
@@ -469,6 +489,7 @@ mod tests {
             ("ipv4_pool = \"10.0.0.0\"", "prefix"),
             ("log_level = \"loud\"", "log_level"),
             ("log_format = \"xml\"", "json"),
+            ("metrics_address = \"localhost\"", "address with a port"),
             ("max_concurrent_downloads = 0", "at least 1"),
             ("monitor_pool = \"two\"", "monitor_pool"),
             ("registry_config_path = 1", "path"),

@@ -7,6 +7,7 @@
 mod config;
 mod listener;
 mod logging;
+mod metrics;
 mod notify;
 mod parts;
 
@@ -145,6 +146,15 @@ async fn work(
     let mut terminate = signal(SignalKind::terminate()).map_err(io("listen for SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io("listen for SIGINT"))?;
     let manager = notify::Manager::from_env();
+    // Before the engine: a daemon that cannot have its address must not have begun anything.
+    let scraped = match config.metrics() {
+        Ok(Some(address)) => Some(
+            metrics::bind(address)
+                .await
+                .map_err(io(format!("metrics_address: listen on {address}")))?,
+        ),
+        _ => None,
+    };
     let engine = parts::open(config, &tasks).await?;
     let api = Api::new(
         engine.clone(),
@@ -157,6 +167,10 @@ async fn work(
             streaming: parts::streaming(config, &engine, &streams).await?,
         },
     );
+    if let Some(listener) = scraped {
+        let serve = metrics::serve(listener, engine.clone(), streams.clone(), closing.clone());
+        drop(streams.spawn(serve));
+    }
     let connections = Tasks::default();
     let mut serving = std::pin::pin!(listener::serve(socket, api, &connections, closing));
     let elapsed_ms = started.elapsed().as_millis();

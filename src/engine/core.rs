@@ -4,8 +4,6 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::broadcast;
-
 use crate::base::container::EventKind;
 use crate::base::error::HasKind;
 use crate::base::handler::Handlers;
@@ -14,6 +12,7 @@ use crate::base::pod::PodMetadata;
 use crate::base::tasks::Tasks;
 use crate::engine::container::{Container, ContainerInner, ContainerRecord};
 use crate::engine::error::{EngineError, Result};
+use crate::engine::events::{Events, Listener};
 use crate::engine::facade::EngineEvent;
 use crate::engine::handlers::HandlerTable;
 use crate::engine::lower::Lower;
@@ -23,8 +22,6 @@ use crate::engine::state::{ContainerInput, Effect, PodInput, Refused};
 use crate::engine::table::{Found, Stamps, Table};
 use crate::store::{Durability, Records};
 
-/// Events kept for a slow listener.
-const EVENT_BACKLOG: usize = 1024;
 /// Format of the records.
 const FORMAT: u32 = 1;
 
@@ -61,9 +58,11 @@ pub(crate) struct Core {
     pub(crate) made_parents: Mutex<BTreeSet<String>>,
     /// Times that only grow.
     pub(crate) stamps: Stamps,
+    /// Device that `root` is on, once it was asked for.
+    pub(crate) device: std::sync::OnceLock<String>,
     pod_records: Arc<Records<PodRecord>>,
     container_records: Arc<Records<ContainerRecord>>,
-    events: broadcast::Sender<EngineEvent>,
+    events: Events,
 }
 
 /// The directories and settings of an engine.
@@ -115,9 +114,10 @@ impl Core {
             container_names: Names::default(),
             made_parents: Mutex::default(),
             stamps: Stamps::default(),
+            device: std::sync::OnceLock::new(),
             pod_records: Arc::new(pod_records),
             container_records: Arc::new(container_records),
-            events: broadcast::channel(EVENT_BACKLOG).0,
+            events: Events::default(),
         })
     }
 
@@ -130,8 +130,8 @@ impl Core {
     }
 
     /// A listener of events.
-    pub(crate) fn subscribe(&self) -> broadcast::Receiver<EngineEvent> {
-        self.events.subscribe()
+    pub(crate) fn listen(&self) -> Listener {
+        self.events.listen(&self.pods)
     }
 
     /// A new id.
@@ -209,7 +209,7 @@ impl Core {
             Arc::make_mut(&mut inner.status).state = phase.shown();
             effects
         };
-        Ok(self.apply(effects, pod, &pod.id.to_string(), input == PodInput::Gone))
+        Ok(self.apply(effects, pod, &pod.id.to_string()))
     }
 
     /// Moves a container on, as [`Core::pod_input`] does.
@@ -232,7 +232,7 @@ impl Core {
             Arc::make_mut(&mut inner.status).state = phase.shown();
             (effects, !phase.alive())
         };
-        let record = self.apply(effects, pod, &container.id.to_string(), false);
+        let record = self.apply(effects, pod, &container.id.to_string());
         if ended {
             container.ended.send_replace(true);
         }
@@ -240,35 +240,28 @@ impl Core {
     }
 
     /// Publishes what the effects say. True: the record is to be written.
-    fn apply(&self, effects: &[Effect], pod: &Pod, id: &str, pod_gone: bool) -> bool {
+    fn apply(&self, effects: &[Effect], pod: &Pod, id: &str) -> bool {
         let mut record = false;
         for effect in effects {
             match effect {
                 Effect::Record => record = true,
-                Effect::Publish(kind) => self.publish(*kind, pod, id, pod_gone),
+                Effect::Publish(kind) => self.publish(*kind, pod, id),
             }
         }
         record
     }
 
-    fn publish(&self, kind: EventKind, pod: &Pod, id: &str, pod_gone: bool) {
+    fn publish(&self, kind: EventKind, pod: &Pod, id: &str) {
         tracing::info!(pod.id = %pod.id, id, kind = ?kind, "event");
-        if self.events.receiver_count() == 0 {
-            return;
-        }
-        let event = EngineEvent {
+        // The status of a pod that is gone is its last: kubelet ignores an event without one, and would
+        // keep the pod.
+        self.events.publish(EngineEvent {
             id: id.to_owned(),
             kind,
             at: self.stamps.next(),
-            pod: (!pod_gone).then(|| pod.status()),
-            containers: if pod_gone {
-                vec![]
-            } else {
-                pod.container_statuses()
-            },
-        };
-        // Nobody listens any more: fine.
-        let _heard = self.events.send(event).is_ok();
+            pod: pod.status(),
+            containers: pod.container_statuses(),
+        });
     }
 
     /// The parents of a pod's cgroups, `path` included, that we make and so must remove: outermost first.

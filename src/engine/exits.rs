@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::base::clock::Timestamp;
+use crate::base::counters;
 use crate::engine::Engine;
 use crate::engine::container::{Container, ContainerInner};
 use crate::engine::monitor_client::{Events, MonitorEvent};
@@ -65,13 +66,9 @@ pub(crate) fn note_end(
 
 /// Writes the end that the monitor told of.
 pub(crate) fn note_exit(inner: &mut ContainerInner, exit: &ContainerExit) {
-    note_end(
-        inner,
-        exit.at,
-        exit.code,
-        reason_of(exit.code, exit.oom_killed),
-        "",
-    );
+    let reason = reason_of(exit.code, exit.oom_killed);
+    counters::OOM_KILLS.add(u64::from(reason == "OOMKilled"));
+    note_end(inner, exit.at, exit.code, reason, "");
 }
 
 impl Engine {

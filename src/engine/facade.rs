@@ -7,7 +7,7 @@ use crate::base::clock::Timestamp;
 use crate::base::container::{ContainerStatus, EventKind};
 use crate::base::image::FilesystemUsage;
 use crate::base::pod::PodStatus;
-use crate::base::stats::{CgroupStats, InterfaceStats};
+use crate::base::stats::{CgroupStats, FilesystemSize, InterfaceStats, ProcessStats};
 
 /// What `PodSandboxStatus` and `ContainerStatus` add when asked to be verbose: key to JSON text.
 pub(crate) type Info = BTreeMap<String, String>;
@@ -28,12 +28,16 @@ pub(crate) struct ExecOutput {
 pub(crate) struct ContainerFigures {
     /// Whose.
     pub(crate) status: Arc<ContainerStatus>,
+    /// Path of its cgroup.
+    pub(crate) cgroup_path: String,
     /// From its cgroup.
     pub(crate) cgroup: CgroupStats,
-    /// Bytes per second of CPU, from two readings; absent before the second.
+    /// Nanoseconds of CPU per second, from two readings; absent before the second.
     pub(crate) usage_nano_cores: Option<u64>,
     /// Writable layer.
     pub(crate) writable_layer: Option<FilesystemUsage>,
+    /// Its processes; for metrics only.
+    pub(crate) processes: Option<ProcessStats>,
 }
 
 /// Figures of one pod.
@@ -41,6 +45,10 @@ pub(crate) struct ContainerFigures {
 pub(crate) struct PodFigures {
     /// Whose.
     pub(crate) status: Arc<PodStatus>,
+    /// Path of the pod's own cgroup; where it has none, of its pause process's.
+    pub(crate) cgroup_path: String,
+    /// It has one of its own.
+    pub(crate) own_cgroup: bool,
     /// From the pod's parent cgroup where it has one of its own, else summed.
     pub(crate) cgroup: CgroupStats,
     /// CPU rate as above.
@@ -49,6 +57,17 @@ pub(crate) struct PodFigures {
     pub(crate) interfaces: Vec<InterfaceStats>,
     /// Its running containers.
     pub(crate) containers: Vec<ContainerFigures>,
+}
+
+/// Everything that the metrics calls tell.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    /// Of the ready pods.
+    pub(crate) pods: Vec<PodFigures>,
+    /// The filesystem of the writable layers.
+    pub(crate) filesystem: FilesystemSize,
+    /// Names of the block devices that the figures speak of; absent: the device is gone.
+    pub(crate) devices: BTreeMap<(u32, u32), String>,
 }
 
 /// One event of the event stream.
@@ -60,8 +79,8 @@ pub(crate) struct EngineEvent {
     pub(crate) kind: EventKind,
     /// When.
     pub(crate) at: Timestamp,
-    /// The pod as it is then; absent only after its deletion.
-    pub(crate) pod: Option<Arc<PodStatus>>,
+    /// The pod as it is then; in the event of its deletion, as it was last.
+    pub(crate) pod: Arc<PodStatus>,
     /// Its containers as they are then.
     pub(crate) containers: Vec<Arc<ContainerStatus>>,
 }

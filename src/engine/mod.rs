@@ -7,16 +7,19 @@ mod container_remove;
 mod container_start;
 mod core;
 mod error;
+mod events;
 mod exits;
 mod facade;
 mod handlers;
 mod lane;
 mod lower;
+mod metrics;
 pub(crate) mod monitor_client;
 mod names;
 mod pod;
 mod pod_run;
 mod pod_stop;
+mod pod_update;
 mod restore;
 mod state;
 mod stats;
@@ -39,8 +42,9 @@ use crate::network::Network;
 
 pub(crate) use self::core::EngineConfig;
 pub(crate) use error::{EngineError, Result};
+pub(crate) use events::{Listener, Silence};
 pub(crate) use facade::{
-    ContainerFigures, EngineEvent, ExecOutput, Info, Inspection, PodFigures, RuntimeStatus,
+    ContainerFigures, EngineEvent, ExecOutput, Info, Inspection, Metrics, PodFigures, RuntimeStatus,
 };
 pub(crate) use streams::StreamEndpoint;
 
@@ -197,6 +201,18 @@ impl Engine {
     ) -> Result<()> {
         self.update(id, resources).await
     }
+    /// CRI: `UpdatePodSandboxResources`; what is absent stays as it was.
+    ///
+    /// # Errors
+    /// [`EngineError`]: its kind says what the caller can do.
+    pub(crate) async fn update_pod_sandbox_resources(
+        &self,
+        id: &str,
+        overhead: Option<Resources>,
+        resources: Option<Resources>,
+    ) -> Result<()> {
+        self.note_resources(id, overhead, resources).await
+    }
     /// CRI: `ReopenContainerLog`.
     ///
     /// # Errors
@@ -250,6 +266,13 @@ impl Engine {
     ) -> Result<Vec<PodFigures>> {
         self.all_figures_of_pods(filter).await
     }
+    /// CRI: `ListPodSandboxMetrics`: of the ready pods.
+    ///
+    /// # Errors
+    /// [`EngineError`]: its kind says what the caller can do.
+    pub(crate) async fn metrics(&self) -> Result<Metrics> {
+        self.read_metrics().await
+    }
     /// CRI: `Status`.
     pub(crate) async fn status(&self, verbose: bool) -> RuntimeStatus {
         self.runtime_status(verbose).await
@@ -262,8 +285,8 @@ impl Engine {
         self.core().lower.set_pod_cidr(pod_cidr).await
     }
     /// CRI: `GetContainerEvents`; bounded, a slow reader loses the oldest and is told how many.
-    pub(crate) fn events(&self) -> tokio::sync::broadcast::Receiver<EngineEvent> {
-        self.core().subscribe()
+    pub(crate) fn events(&self) -> Listener {
+        self.core().listen()
     }
     /// CRI: `PullImage`: the image's id. `progress` may be dropped.
     ///

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::base::clock::Timestamp;
-use crate::base::container::ContainerStatus;
+use crate::base::container::{ContainerStatus, Resources};
 use crate::base::handler::Handler;
 use crate::base::id::{ContainerId, PodId};
 use crate::base::pod::{PodConfig, PodState, PodStatus};
@@ -22,7 +22,7 @@ use crate::engine::stats::Rate;
 pub(crate) struct Pod {
     /// Id.
     pub(crate) id: PodId,
-    /// As asked for.
+    /// As asked for; its limits as they were then.
     pub(crate) config: PodConfig,
     /// As asked for; empty: the default one.
     pub(crate) runtime_handler: String,
@@ -61,6 +61,10 @@ pub(crate) struct PodInner {
     pub(crate) gone: bool,
     /// CPU rate between two readings.
     pub(crate) rate: Rate,
+    /// RuntimeClass overhead, as told last.
+    pub(crate) overhead: Option<Resources>,
+    /// Sum over the containers, as told last.
+    pub(crate) resources: Option<Resources>,
 }
 
 /// What survives the daemon.
@@ -105,6 +109,7 @@ impl PodRecord {
             ips: self.ips,
             namespaces: self.config.security.namespaces.clone(),
         };
+        let (overhead, resources) = (self.config.overhead.clone(), self.config.resources.clone());
         Pod {
             id: self.id,
             config: self.config,
@@ -124,6 +129,8 @@ impl PodRecord {
                 made_parents: self.made_parents,
                 gone: false,
                 rate: Rate::default(),
+                overhead,
+                resources,
             }),
         }
     }
@@ -164,13 +171,27 @@ impl Pod {
             .collect()
     }
 
+    /// Its configuration, with the limits as they were told last.
+    pub(crate) fn config_now(&self) -> PodConfig {
+        let inner = self.lock();
+        self.config_with(&inner)
+    }
+
+    fn config_with(&self, inner: &PodInner) -> PodConfig {
+        PodConfig {
+            overhead: inner.overhead.clone(),
+            resources: inner.resources.clone(),
+            ..self.config.clone()
+        }
+    }
+
     /// The record of its state now; absent when it must not be written any more.
     pub(crate) fn record(&self) -> Option<PodRecord> {
         let inner = self.lock();
         (!inner.gone).then(|| PodRecord {
             id: self.id,
             phase: inner.phase,
-            config: self.config.clone(),
+            config: self.config_with(&inner),
             runtime_handler: self.runtime_handler.clone(),
             handler: self.handler.clone(),
             cgroup_parent: self.cgroup_parent.clone(),

@@ -1,14 +1,15 @@
 //! The stats calls: read when asked, rates from two readings, nothing polled.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::base::clock::Timestamp;
 use crate::base::container::{ContainerFilter, ContainerState};
 use crate::base::image::FilesystemUsage;
 use crate::base::pod::PodFilter;
-use crate::base::stats::CgroupStats;
+use crate::base::stats::{CgroupStats, Scope};
 use crate::engine::Engine;
 use crate::engine::container::Container;
 use crate::engine::core::{Core, blocking};
@@ -21,13 +22,25 @@ use crate::engine::state::Refused;
 const RATE_WINDOW: Duration = Duration::from_millis(500);
 /// How long a measured writable layer is not measured again.
 const LAYER_AGE: Duration = Duration::from_secs(8);
+/// A layer that takes long to measure is measured so many times its duration apart.
+const LAYER_REST: u32 = 20;
 
 /// CPU rate from two readings, and the last measure of the writable layer.
 #[derive(Debug, Default)]
 pub(crate) struct Rate {
     base: Option<(i64, u64)>,
     rate: Option<u64>,
-    layer: Option<(i64, FilesystemUsage)>,
+    layer: Option<Layer>,
+}
+
+/// A measured writable layer.
+#[derive(Debug)]
+struct Layer {
+    /// When, as nanoseconds since 1970.
+    at: i64,
+    /// How long it is good for.
+    rest: Duration,
+    usage: FilesystemUsage,
 }
 
 impl Rate {
@@ -54,9 +67,9 @@ impl Rate {
 
     /// The writable layer as measured a moment ago.
     fn fresh_layer(&self, now: i64) -> Option<FilesystemUsage> {
-        let age = i64::try_from(LAYER_AGE.as_nanos()).unwrap_or(i64::MAX);
-        let (then, usage) = self.layer.as_ref()?;
-        (now.saturating_sub(*then) < age).then(|| usage.clone())
+        let layer = self.layer.as_ref()?;
+        let age = u64::try_from(now.saturating_sub(layer.at)).unwrap_or(0);
+        (Duration::from_nanos(age) < layer.rest).then(|| layer.usage.clone())
     }
 }
 
@@ -93,10 +106,11 @@ pub(crate) fn tree_usage(directory: &Path) -> (u64, u64) {
 
 /// What a container's writable layer takes, measured at most a few seconds ago.
 fn writable_layer(core: &Core, container: &Container) -> FilesystemUsage {
-    let now = Timestamp::now().0;
-    if let Some(usage) = container.lock().rate.fresh_layer(now) {
+    let at = Timestamp::now().0;
+    if let Some(usage) = container.lock().rate.fresh_layer(at) {
         return usage;
     }
+    let began = Instant::now();
     let directory = core.container_directory(container.id).join("upper");
     let (used_bytes, inodes_used) = tree_usage(&directory);
     let usage = FilesystemUsage {
@@ -104,47 +118,100 @@ fn writable_layer(core: &Core, container: &Container) -> FilesystemUsage {
         used_bytes,
         inodes_used,
     };
-    container.lock().rate.layer = Some((now, usage.clone()));
+    container.lock().rate.layer = Some(Layer {
+        at,
+        rest: LAYER_AGE.max(began.elapsed() * LAYER_REST),
+        usage: usage.clone(),
+    });
     usage
 }
 
-fn container_figures(core: &Core, container: &Container) -> ContainerFigures {
-    let cgroup = core.lower.cgroups.stats(&container.cgroup);
-    let usage_nano_cores = container.lock().rate.reading(&cgroup);
-    let layer = writable_layer(core, container);
+/// Figures of one container.
+pub(super) fn container_figures(
+    core: &Core,
+    container: &Container,
+    scope: Scope,
+) -> ContainerFigures {
+    let cgroup = core.lower.cgroups.stats(&container.cgroup, scope);
+    let (usage_nano_cores, processes) = match scope {
+        Scope::Usage => (container.lock().rate.reading(&cgroup), None),
+        Scope::Everything => {
+            let first = container.pid();
+            let processes = core.lower.cgroups.process_stats(&container.cgroup, first);
+            (None, Some(processes))
+        }
+    };
     ContainerFigures {
         status: container.status(),
+        cgroup_path: container.cgroup.clone(),
         cgroup,
         usage_nano_cores,
-        writable_layer: Some(layer),
+        writable_layer: Some(writable_layer(core, container)),
+        processes,
     }
 }
 
-fn pod_figures(core: &Core, pod: &Pod) -> PodFigures {
+/// How many ready pods have their cgroups below each parent.
+fn parents(core: &Core) -> HashMap<String, usize> {
+    let mut parents = HashMap::new();
+    for pod in core.pods.all() {
+        if pod.is_ready() {
+            *parents.entry(pod.cgroup_parent.clone()).or_default() += 1;
+        }
+    }
+    parents
+}
+
+/// Figures of pods, in their order. Reads files on the calling thread.
+pub(super) fn pods_figures(core: &Core, pods: &[Arc<Pod>], scope: Scope) -> Vec<PodFigures> {
+    let parents = parents(core);
+    let figures = pods.iter().map(|pod| {
+        let others = parents.get(&pod.cgroup_parent).copied().unwrap_or(0) > 1;
+        let ours = pod
+            .cgroup_parent
+            .starts_with(&format!("{}/", core.cgroup_root));
+        pod_figures(core, pod, scope, others || ours)
+    });
+    figures.collect()
+}
+
+/// `shared`: the parent of the pod's cgroups is not its alone.
+fn pod_figures(core: &Core, pod: &Pod, scope: Scope, shared: bool) -> PodFigures {
     let containers: Vec<_> = pod
         .containers()
         .iter()
         .filter(|container| container.status().state == ContainerState::Running)
-        .map(|container| container_figures(core, container))
+        .map(|container| container_figures(core, container, scope))
+        // Who ended meanwhile is left out.
+        .filter(|figures| figures.cgroup.cpu_usage_ns.is_some())
         .collect();
-    let shared = pod
-        .cgroup_parent
-        .starts_with(&format!("{}/", core.cgroup_root))
-        || core.pods.all().iter().any(|other| {
-            other.id != pod.id && other.is_ready() && other.cgroup_parent == pod.cgroup_parent
-        });
-    let cgroup = if shared {
-        let pause = core.lower.cgroups.stats(&pod.pause_cgroup());
-        sum(pause, containers.iter().map(|figures| &figures.cgroup))
-    } else {
-        core.lower.cgroups.stats(&pod.cgroup_parent)
+    let cgroup_path = match shared {
+        true => pod.pause_cgroup(),
+        false => pod.cgroup_parent.clone(),
     };
-    let usage_nano_cores = pod.lock().rate.reading(&cgroup);
+    let own = core.lower.cgroups.stats(&cgroup_path, scope);
+    let cgroup = match shared {
+        true => sum(own, containers.iter().map(|figures| &figures.cgroup)),
+        false => own,
+    };
+    let (usage_nano_cores, pid) = {
+        let mut inner = pod.lock();
+        let rate = match scope {
+            Scope::Usage => inner.rate.reading(&cgroup),
+            Scope::Everything => None,
+        };
+        (rate, inner.pause_pid)
+    };
+    let pid = pid.filter(|_| !pod.host_network());
     PodFigures {
         status: pod.status(),
+        cgroup_path,
+        own_cgroup: !shared,
         cgroup,
         usage_nano_cores,
-        interfaces: vec![],
+        interfaces: pid
+            .map(|pid| core.lower.interfaces(pid))
+            .unwrap_or_default(),
         containers,
     }
 }
@@ -160,6 +227,10 @@ fn sum<'a>(first: CgroupStats, others: impl Iterator<Item = &'a CgroupStats>) ->
             memory_limit: None,
             swap_limit: None,
             pids_limit: None,
+            cpu_period: None,
+            cpu_quota: None,
+            cpu_shares: None,
+            memory_reservation: None,
             cpu_psi: None,
             memory_psi: None,
             io_psi: None,
@@ -218,7 +289,7 @@ impl Engine {
         let container = self.core().container(id)?;
         let engine = self.clone();
         blocking("read stats", move || {
-            Ok(container_figures(engine.core(), &container))
+            Ok(container_figures(engine.core(), &container, Scope::Usage))
         })
         .await
     }
@@ -237,7 +308,7 @@ impl Engine {
         blocking("read stats", move || {
             let all = selected
                 .iter()
-                .map(|container| container_figures(engine.core(), container))
+                .map(|container| container_figures(engine.core(), container, Scope::Usage))
                 // Who ended meanwhile is left out.
                 .filter(|figures| figures.cgroup.cpu_usage_ns.is_some())
                 .collect();
@@ -278,23 +349,10 @@ impl Engine {
 
     async fn read_pods(&self, pods: Vec<Arc<Pod>>) -> Result<Vec<PodFigures>> {
         let engine = self.clone();
-        let mut figures: Vec<PodFigures> = blocking("read stats", move || {
-            Ok(pods
-                .iter()
-                .map(|pod| pod_figures(engine.core(), pod))
-                .collect())
+        blocking("read stats", move || {
+            Ok(pods_figures(engine.core(), &pods, Scope::Usage))
         })
-        .await?;
-        for figures in &mut figures {
-            let pod = self.core().pods.get(figures.status.id);
-            let pid = pod
-                .filter(|pod| !pod.host_network())
-                .and_then(|pod| pod.lock().pause_pid);
-            if let Some(pid) = pid {
-                figures.interfaces = self.core().lower.interfaces(pid).await;
-            }
-        }
-        Ok(figures)
+        .await
     }
 }
 

@@ -96,7 +96,7 @@ impl Engine {
             "runtimeSpec": spec,
             "cniResult": network,
             "cgroupParent": pod.cgroup_parent,
-            "config": pod.config,
+            "config": pod.config_now(),
         });
         Ok(Info::from([("info".to_owned(), info.to_string())]))
     }

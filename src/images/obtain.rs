@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 
+use crate::base::counters;
 use crate::base::image::Image;
 use crate::base::tasks::Tasks;
 use crate::images::ImageStore;
@@ -125,6 +126,7 @@ impl ImageStore {
         let _mine = turn.lock().await;
         if let Some(lease) = self.layers().find(diff_id) {
             told(0);
+            counters::LAYERS_REUSED.add(1);
             return Ok(Some(lease));
         }
         let permit = self.downloads().acquire().await;

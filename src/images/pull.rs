@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
+use crate::base::counters;
 use crate::base::image::{Credentials, Image, ImageSpec, Progress};
 use crate::base::tasks::Tasks;
 use crate::images::ImageStore;
@@ -153,6 +154,10 @@ impl ImageStore {
             let result = store
                 .fly(&reference, spec, credentials, reporter, cancelled)
                 .await;
+            match &result {
+                Ok(_) => counters::PULLS_DONE.add(1),
+                Err(_) => counters::PULLS_FAILED.add(1),
+            }
             store.tidy(result.is_err()).await;
             let mut state = store.flights().state();
             if state
@@ -358,6 +363,7 @@ async fn fetch_layer(
     let fetched = registry.stream(layer, first, (&send, told)).await;
     drop(send);
     let unpacked = unpacking.await.map_err(|_panic| ImageError::Shutdown)?;
+    counters::LAYERS_FETCHED.add(u64::from(fetched.is_ok() && unpacked.is_ok()));
     // A broken stream is the reason for whatever the unpacker says about it.
     fetched.and(unpacked)
 }

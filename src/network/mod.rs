@@ -243,11 +243,12 @@ impl Network {
     }
 
     /// Counters of a pod's interfaces, `eth0` first and without the loopback, by a process in the pod.
+    /// One file of `/proc`, read on the calling thread.
     ///
     /// # Errors
     ///
     /// [`NetworkError::System`]: the process is gone.
-    pub(crate) async fn interfaces(&self, pid: u32) -> Result<Vec<InterfaceStats>> {
-        stats::of_process(pid).await
+    pub(crate) fn interfaces(&self, pid: u32) -> Result<Vec<InterfaceStats>> {
+        stats::of_process(pid)
     }
 }

@@ -1,7 +1,6 @@
 //! Counters of a pod's interfaces. Kernel: `/proc/<pid>/net/dev`, proc_pid_net(5).
 
 use crate::base::stats::InterfaceStats;
-use crate::base::tasks::Tasks;
 use crate::network::bridge::links::POD_INTERFACE;
 use crate::network::error::{NetworkError, Result};
 
@@ -10,15 +9,9 @@ use crate::network::error::{NetworkError, Result};
 /// # Errors
 ///
 /// [`NetworkError::System`]: the process is gone.
-pub(crate) async fn of_process(pid: u32) -> Result<Vec<InterfaceStats>> {
+pub(crate) fn of_process(pid: u32) -> Result<Vec<InterfaceStats>> {
     let path = format!("/proc/{pid}/net/dev");
-    let text = Tasks::blocking({
-        let path = path.clone();
-        move || std::fs::read_to_string(path)
-    })
-    .await
-    .map_err(|_ended| NetworkError::Ended)?
-    .map_err(NetworkError::system("read", path))?;
+    let text = std::fs::read_to_string(&path).map_err(NetworkError::system("read", path))?;
     Ok(parse(&text))
 }
 
@@ -93,9 +86,9 @@ mod tests {
         assert!(parse("").is_empty());
     }
 
-    #[tokio::test]
-    async fn a_process_that_is_gone() {
-        assert!(of_process(u32::MAX).await.is_err());
-        of_process(std::process::id()).await.unwrap();
+    #[test]
+    fn a_process_that_is_gone() {
+        assert!(of_process(u32::MAX).is_err());
+        of_process(std::process::id()).unwrap();
     }
 }

@@ -417,7 +417,7 @@ pub(in crate::cri) fn event(event: &EngineEvent) -> v1::ContainerEventResponse {
         container_id: event.id.clone(),
         container_event_type: kind as i32,
         created_at: event.at.0,
-        pod_sandbox_status: event.pod.as_deref().map(pod::status),
+        pod_sandbox_status: Some(pod::status(&event.pod)),
         containers_statuses: event.containers.iter().map(|one| status(one)).collect(),
     }
 }

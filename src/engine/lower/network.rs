@@ -5,6 +5,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::base::counters;
 use crate::base::id::PodId;
 use crate::base::stats::InterfaceStats;
 use crate::engine::core::blocking;
@@ -46,9 +47,15 @@ impl Lower {
         let ips = match netns {
             None => vec![],
             Some(netns) => {
-                self.network
+                let attached = self
+                    .network
                     .attach(pod.id, netns.as_fd(), &pod.config.port_mappings)
-                    .await
+                    .await;
+                match &attached {
+                    Ok(_) => counters::ATTACHED.add(1),
+                    Err(_) => counters::ATTACH_FAILED.add(1),
+                }
+                attached
                     .map_err(EngineError::step("connect the pod to the network"))?
                     .ips
             }
@@ -66,10 +73,12 @@ impl Lower {
     /// # Errors
     /// [`EngineError::Step`].
     pub(crate) async fn detach(&self, pod: PodId) -> Result<()> {
-        self.network
-            .detach(pod)
-            .await
-            .map_err(EngineError::step("disconnect the pod from the network"))
+        let detached = self.network.detach(pod).await;
+        match &detached {
+            Ok(()) => counters::DETACHED.add(1),
+            Err(_) => counters::DETACH_FAILED.add(1),
+        }
+        detached.map_err(EngineError::step("disconnect the pod from the network"))
     }
 
     /// Tells the network which pods live, after a restart. What others hold is freed.
@@ -90,8 +99,8 @@ impl Lower {
     }
 
     /// Counters of the interfaces that this process sees; none when it is gone.
-    pub(crate) async fn interfaces(&self, pid: u32) -> Vec<InterfaceStats> {
-        self.network.interfaces(pid).await.unwrap_or_default()
+    pub(crate) fn interfaces(&self, pid: u32) -> Vec<InterfaceStats> {
+        self.network.interfaces(pid).unwrap_or_default()
     }
 
     /// CRI: condition `NetworkReady`. From memory.

@@ -1,5 +1,7 @@
 //! Lives of pods and containers without a crash.
 
+use futures_util::FutureExt as _;
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -90,11 +92,12 @@ async fn a_pod_and_its_container_from_run_to_remove() {
     engine.remove_pod_sandbox(&pod).await.unwrap();
     assert!(log_of(&node, "main").contains("begun"), "logs are kept");
     let mut seen = vec![];
-    while let Ok(event) = events.try_recv() {
-        assert_eq!(
-            event.pod.is_none(),
-            event.id == pod && event.kind == EventKind::Deleted
-        );
+    let mut last = crate::base::clock::Timestamp(0);
+    while let Some(Ok(event)) = events.next().now_or_never() {
+        // Even in the event of its deletion: kubelet ignores one without it.
+        assert_eq!(event.pod.id.to_string(), pod);
+        assert!(event.at > last && event.containers.len() <= 1);
+        last = event.at;
         seen.push((event.id, event.kind));
     }
     use EventKind::{Created, Deleted, Started, Stopped};

@@ -15,6 +15,7 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue, RANGE};
 use reqwest::{Response, StatusCode};
 use tokio::sync::mpsc::Sender;
 
+use crate::base::counters;
 use crate::base::image::Credentials;
 use crate::images::digest::Digest;
 use crate::images::error::ImageError;
@@ -326,6 +327,7 @@ impl<'t> Registry<'t> {
                 });
             }
             place.have += fresh.len() as u64;
+            counters::PULLED_BYTES.add(fresh.len() as u64);
             if to.send(fresh).await.is_err() {
                 return Ok(());
             }

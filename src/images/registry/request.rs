@@ -10,6 +10,7 @@ use reqwest::header::{
 };
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 
+use crate::base::counters;
 use crate::base::error::chain;
 use crate::images::error::ImageError;
 use crate::images::reference::Reference;
@@ -91,6 +92,7 @@ impl<'t> Asker<'t> {
     }
 
     fn silent(&self) -> ImageError {
+        counters::STALLS.add(1);
         self.broken(format!("no data for {} s", self.patience.as_secs_f32()))
     }
 

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::devices::{self, DeviceRule};
-use super::{CgroupDirs, CgroupError, file_error, files, kill, limits, stats};
+use super::{CgroupDirs, CgroupError, file_error, files, kill, limits, open_files, stats};
 use crate::base::container::Resources;
-use crate::base::stats::CgroupStats;
+use crate::base::stats::{CgroupStats, ProcessStats, Scope};
 use crate::runtime::plan::CgroupJoin;
 
 /// Version of the cgroup interface in use.
@@ -101,6 +101,11 @@ impl Cgroups {
                 .iter()
                 .find(|h| h.controllers.iter().any(|c| c == controller)),
         }
+    }
+
+    /// Where the hierarchy of `controller` is mounted; absent: there is none.
+    pub(super) fn mount(&self, controller: &str) -> Option<&Path> {
+        Some(&self.hierarchy(controller)?.mount)
     }
 
     /// The directory of cgroup `path` that has the files of `controller`; absent: no such hierarchy.
@@ -220,8 +225,15 @@ impl Cgroups {
     }
 
     /// Figures of cgroup `path`; what it does not offer is absent.
-    pub(crate) fn stats(&self, path: &str) -> CgroupStats {
-        stats::read(self, path)
+    pub(crate) fn stats(&self, path: &str, scope: Scope) -> CgroupStats {
+        stats::read(self, path, scope)
+    }
+
+    /// The processes of cgroup `path`, and what they have open. `first`: pid of the container's own
+    /// process, 0: there is none.
+    pub(crate) fn process_stats(&self, path: &str, first: u32) -> ProcessStats {
+        let found = self.dirs(path).map(|dirs| files::processes(&dirs.kill));
+        open_files::count(&found.unwrap_or_default(), first)
     }
 
     /// Host pids of the cgroup and those below it.

@@ -141,7 +141,7 @@ fn refuse_below_usage(cgroups: &Cgroups, path: &str, limit: u64) -> Result<(), C
     match file.and_then(|file| files::number(&file)) {
         // Page cache can be given back; only what cannot go counts.
         Some(usage) if usage > limit => {
-            let stat = cgroups.stats(path);
+            let stat = cgroups.stats(path, crate::base::stats::Scope::Usage);
             let fixed = stat.memory_working_set.unwrap_or(usage);
             if fixed > limit {
                 Err(CgroupError::BelowUsage {
@@ -191,6 +191,20 @@ pub(super) fn weight_of_shares(shares: i64) -> u64 {
             10f64.powf((l * l + 125.0 * l) / 612.0 - 7.0 / 34.0).ceil() as u64
         }
     }
+}
+
+/// The shares that give this weight; the other way round than [`weight_of_shares`].
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "the result is between 2 and 262144"
+)]
+pub(super) fn shares_of_weight(weight: u64) -> u64 {
+    let log = (weight.clamp(1, 10_000) as f64).log10();
+    let root = (125.0 * 125.0 + 4.0 * 612.0 * (log + 7.0 / 34.0)).sqrt();
+    let shares = f64::midpoint(-125.0, root).exp2().round() as u64;
+    shares.clamp(2, 262_144)
 }
 
 fn cpuset(resources: &Resources, writes: &mut Vec<Write>) {

@@ -20,6 +20,10 @@ mod layout;
 #[cfg(feature = "daemon")]
 mod limits;
 #[cfg(feature = "daemon")]
+mod open_files;
+#[cfg(feature = "daemon")]
+mod reader;
+#[cfg(feature = "daemon")]
 mod stats;
 #[cfg(test)]
 mod tests;

@@ -7,10 +7,11 @@ use proptest::prelude::*;
 
 use super::devices::{DeviceKind, DeviceRule, Table, fold, program};
 use super::layout::{Cgroups, Version};
-use super::limits::{plan_v1, plan_v2, weight_of_shares};
+use super::limits::{plan_v1, plan_v2, shares_of_weight, weight_of_shares};
 use super::stats::pressure;
 use super::*;
 use crate::base::container::Resources;
+use crate::base::stats::Scope;
 use crate::sys::bpf::Instruction;
 
 fn lines(resources: &Resources) -> Vec<String> {
@@ -99,17 +100,21 @@ fn weights_fit_the_ends_and_the_default() {
     ] {
         assert_eq!(weight_of_shares(shares), weight, "{shares}");
     }
+    for shares in [2, 512, 1024, 4096, 262_144] {
+        let back = shares_of_weight(weight_of_shares(shares)).cast_signed();
+        assert!((back - shares).abs() * 50 <= shares, "{shares}: {back}");
+    }
     let all: Vec<u64> = (2..262_144).step_by(97).map(weight_of_shares).collect();
     assert!(all.is_sorted());
 }
 
 #[test]
 fn pressure_lines() {
-    let text = "some avg10=1.50 avg60=0.20 avg300=0.00 total=77\nfull avg10=0.10 avg60=0.00 avg300=0.00 total=5\n";
+    let text = b"some avg10=1.50 avg60=0.20 avg300=0.00 total=77\nfull avg10=0.10 avg60=0.00 avg300=0.00 total=5\n";
     let psi = pressure(text).unwrap();
     assert_eq!((psi.some.total, psi.full.total), (77, 5));
     assert!((psi.some.avg10 - 1.5).abs() < 1e-9);
-    assert!(pressure("").is_none());
+    assert!(pressure(b"").is_none());
 }
 
 #[test]
@@ -337,9 +342,31 @@ fn life_of_a_cgroup() {
     for directory in &joined {
         files::write(&directory.join("cgroup.procs"), &child.id().to_string()).unwrap();
     }
-    let stats = cgroups.stats(&path);
+    let stats = cgroups.stats(&path, Scope::Everything);
     assert_eq!(stats.memory_limit, Some(64 << 20));
     assert!(stats.cpu_usage_ns.is_some() && stats.memory_usage.is_some() && stats.pids == Some(1));
+    assert!(stats.memory_working_set <= stats.memory_usage && stats.memory_peak.is_some());
+    assert_eq!(
+        (stats.cpu_period, stats.cpu_quota),
+        (Some(100_000), None),
+        "{stats:?}"
+    );
+    assert_eq!(stats.oom_kills, Some(0));
+    let shares = stats.cpu_shares.unwrap();
+    assert!((505..=520).contains(&shares), "{shares}");
+    // PSI is v2's alone: absent, not zero.
+    assert!(cgroups.version() == Version::V2 || stats.cpu_psi.is_none());
+    let usage = cgroups.stats(&path, Scope::Usage);
+    assert!(usage.memory_peak.is_none() && usage.memory_rss.is_some());
+    let processes = cgroups.process_stats(&path, child.id());
+    assert_eq!(processes.processes, 1);
+    assert!(
+        processes.descriptors >= 3 && processes.sockets == Some(0),
+        "{processes:?}"
+    );
+    assert!(processes.open_files_limit.is_some_and(|limit| limit > 0));
+    let none = cgroups.stats(&format!("{path}/none"), Scope::Everything);
+    assert_eq!((none.cpu_usage_ns, none.memory_usage), (None, None));
     let more = Resources {
         memory_limit: 128 << 20,
         cpu_quota: 20_000,
@@ -353,7 +380,7 @@ fn life_of_a_cgroup() {
     };
     cgroups.update(&path, &bad).unwrap_err();
     assert_eq!(
-        cgroups.stats(&path).memory_limit,
+        cgroups.stats(&path, Scope::Usage).memory_limit,
         Some(128 << 20),
         "all or none"
     );
