@@ -12,6 +12,8 @@
 mod archive;
 #[path = "cri/daemon.rs"]
 mod daemon;
+#[path = "cri/figures.rs"]
+mod figures;
 #[path = "cri/registry.rs"]
 mod registry;
 

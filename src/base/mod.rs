@@ -4,8 +4,9 @@
 pub(crate) mod clock;
 pub(crate) mod container;
 #[cfg(feature = "daemon")]
-pub(crate) mod edits;
 pub(crate) mod counters;
+#[cfg(feature = "daemon")]
+pub(crate) mod edits;
 pub(crate) mod error;
 pub(crate) mod handler;
 pub(crate) mod id;

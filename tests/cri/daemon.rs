@@ -107,17 +107,24 @@ impl Daemon {
             .unwrap()
     }
 
-    /// Clients.
-    pub(crate) async fn clients(&self) -> Clients {
+    /// A connection.
+    pub(crate) async fn channel(&self) -> Channel {
         let socket = self.path("berth.sock");
         let connector = tower::service_fn(move |_: Uri| {
             let socket = socket.clone();
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
         });
-        let channel = Endpoint::from_static("http://localhost")
+        // What HTTP/2 begins with, and Go's gRPC keeps: the client library takes 2 MiB unread by itself.
+        Endpoint::from_static("http://localhost")
+            .initial_stream_window_size(65_535)
             .connect_with_connector(connector)
             .await
-            .unwrap();
+            .unwrap()
+    }
+
+    /// Clients.
+    pub(crate) async fn clients(&self) -> Clients {
+        let channel = self.channel().await;
         Clients {
             runtime: RuntimeServiceClient::new(channel.clone()),
             images: ImageServiceClient::new(channel),
