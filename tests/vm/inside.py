@@ -16,6 +16,7 @@ STEPS = {
     "quickstart": [TESTS + "/quickstart/run.py", "--host"],
     "crictl": [TESTS + "/crictl/walkthrough.py", *COMMON],
     "cgroups": [TESTS + "/cgroups/run.py", *COMMON],
+    "metrics": [TESTS + "/metrics/run.py", *COMMON],
     "kubelet": [TESTS + "/kubelet/run.py", *COMMON],
     "critest": [TESTS + "/critest/run.py", "--all", *COMMON],
 }
