@@ -442,8 +442,14 @@ async fn exec_over_websocket_with_half_close() {
     socket.send(Message::binary(&[255, 0][..])).await.unwrap();
     let mut channels = vec![vec![]; 5];
     limit(async {
-        while let Some(Ok(Message::Binary(bytes))) = socket.next().await {
-            channels[usize::from(bytes[0])].extend_from_slice(&bytes[1..]);
+        loop {
+            match socket.next().await {
+                Some(Ok(Message::Binary(bytes))) => {
+                    channels[usize::from(bytes[0])].extend_from_slice(&bytes[1..]);
+                }
+                Some(Ok(Message::Close(Some(frame)))) => break assert_eq!(frame.code, 1000.into()),
+                other => panic!("{other:?}"),
+            }
         }
     })
     .await;

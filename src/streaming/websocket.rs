@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Utf8Bytes, coding::CloseCode};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use super::channel::{Closed, Gone, Input, Output, Sink, Stdio};
@@ -108,6 +109,18 @@ async fn write_messages<S: AsyncRead + AsyncWrite + Unpin>(
             return;
         }
     }
+    close(socket).await;
+}
+
+/// Closes with a status (RFC 6455, 7.4.1): without one clients take the end for a failure (1005).
+async fn close<S: AsyncRead + AsyncWrite + Unpin>(
+    mut socket: SplitSink<WebSocketStream<S>, Message>,
+) {
+    let normal = CloseFrame {
+        code: CloseCode::Normal,
+        reason: Utf8Bytes::default(),
+    };
+    let _gone = socket.send(Message::Close(Some(normal))).await.is_err();
     let _gone = socket.close().await.is_err();
 }
 
@@ -339,7 +352,7 @@ where
                 break;
             }
         }
-        let _gone = sink.close().await.is_err();
+        close(sink).await;
     }));
     forward::over_spdy(near, pod, site).await
 }
