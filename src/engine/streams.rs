@@ -104,7 +104,7 @@ impl Engine {
             vec![out_to, err_to]
         };
         let input = monitor
-            .attach(container.id, copies)
+            .attach(container.id, copies, stdin.is_some())
             .await
             .map_err(EngineError::step("attach to the container"))?;
         let (never, exited) = watch::channel(false);

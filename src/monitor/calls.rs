@@ -111,8 +111,8 @@ impl Monitor<'_> {
                 }
                 DONE
             }
-            Call::Attach { id } => {
-                let stdin = self.find(id)?.attach(descriptors)?;
+            Call::Attach { id, stdin } => {
+                let stdin = self.find(id)?.attach(descriptors, stdin)?;
                 Ok(Some((Reply::Done, stdin.into_iter().collect())))
             }
             Call::Resize { id, width, height } => {

@@ -304,11 +304,15 @@ impl Container {
     }
 
     /// Copies of the output from now on go to `copies` (stdout, stderr; one of a terminal). The descriptor
-    /// to write stdin to, where there is one.
+    /// to write stdin to, where it is wanted and there is one.
     ///
     /// # Errors
     /// The container does not run, or a descriptor cannot be used.
-    pub(crate) fn attach(&mut self, copies: Vec<OwnedFd>) -> Result<Option<OwnedFd>, Fault> {
+    pub(crate) fn attach(
+        &mut self,
+        copies: Vec<OwnedFd>,
+        stdin: bool,
+    ) -> Result<Option<OwnedFd>, Fault> {
         if !matches!(self.child.phase, Phase::Running) {
             return Err(check("the container does not run"));
         }
@@ -318,6 +322,9 @@ impl Container {
         }
         for (output, copy) in self.outputs.iter_mut().zip(copies) {
             output.copies.push(copy);
+        }
+        if !stdin {
+            return Ok(None);
         }
         if self.stdin_once && !self.terminal {
             return Ok(self.stdin.take());

@@ -123,10 +123,13 @@ pub(crate) enum Call {
     },
     /// Descriptor of the container's stdin pipe or pty master for attach, and a copy of the output from now
     /// on: the passed descriptors (stdout, stderr or only one with a tty) get every byte; a slow reader's
-    /// copy is dropped, never the log. Reply: `Done` with stdin as descriptor where the container has one.
+    /// copy is dropped, never the log. Reply: `Done` with stdin as descriptor where it is wanted and the container
+    /// has one.
     Attach {
         /// Container.
         id: ContainerId,
+        /// The client writes to stdin. One that only looks leaves it to the next.
+        stdin: bool,
     },
     /// Sets the size of a container's terminal (an exec's is in the daemon's hands). Reply: `Done`.
     Resize {

@@ -132,6 +132,21 @@ def exec_by_hand(pod, container, steps, transport):
         expect(terminal.end() != 0, "crictl hides the exit code")
 
 
+def stdin_once(pod, steps):
+    with steps.step("stdin_once: who only looks takes no stdin; the first who types closes it"):
+        container = pod.container("once", "cat; echo over", stdin=True, stdin_once=True)
+        looking = pod.client("attach", container)
+        try:
+            time.sleep(0.5)  # nothing tells that it is attached
+            code, out, err = pod.run("attach", "-i", container, given=b"words\n")
+            expect(b"words" in out, f"exit {code}: {out!r} {err}")
+            wait_for("its end", lambda: pod.c("ps", "-a", "-q", "--state", "exited", "--name", "once").strip(), 10 * pod.s.factor)
+        finally:
+            looking.kill()
+            looking.communicate()
+        pod.c("rm", container)
+
+
 def attach_by_hand(pod, steps, transport):
     via, wait = ("--transport", transport), 10 * pod.s.factor
     with steps.step(f"{transport}: two attached clients, one types"):
@@ -295,6 +310,7 @@ def main():
             exec_by_hand(pod, container, steps, transport)
             attach_by_hand(pod, steps, transport)
             forward_by_hand(pod, steps, transport)
+        stdin_once(pod, steps)
         exec_sync(pod, container, steps)
         many(pod, container, steps, args.sessions)
         pod.c("stopp", pod.id)

@@ -140,7 +140,8 @@ impl MonitorClient {
     }
 
     /// Gets a copy of the output from now on: `copies` are stdout and stderr (one with a terminal). Returns where
-    /// stdin is written to, if the container has one (with `stdin_once` only the first caller gets it).
+    /// stdin is written to, if `stdin` asks for it and the container has one (with `stdin_once` only the first caller
+    /// that asks gets it).
     ///
     /// # Errors
     /// [`MonitorError::Refused`]: the container does not run.
@@ -148,8 +149,9 @@ impl MonitorClient {
         &self,
         id: ContainerId,
         copies: Vec<OwnedFd>,
+        stdin: bool,
     ) -> Result<Option<OwnedFd>> {
-        let call = Call::Attach { id };
+        let call = Call::Attach { id, stdin };
         let descriptors = self.done("attach", call, copies, QUICK).await?;
         Ok(descriptors.into_iter().next())
     }

@@ -774,12 +774,18 @@ async fn attach_copies_output_and_feeds_stdin() {
     let (stderr, err) = fd::pipe().unwrap();
     let stdin = pod
         .client
-        .attach(id, vec![out, err])
+        .attach(id, vec![out, err], true)
         .await
         .unwrap()
         .unwrap();
     let (_unread, slow) = fd::pipe().unwrap();
-    assert!(pod.client.attach(id, vec![slow]).await.unwrap().is_none());
+    assert!(
+        pod.client
+            .attach(id, vec![slow], true)
+            .await
+            .unwrap()
+            .is_none()
+    );
     let text = "x".repeat(99) + "\n";
     let text = text.repeat(3000);
     let mut stdin = pipe::Sender::from_owned_fd(stdin).unwrap();
@@ -835,7 +841,12 @@ async fn terminals_of_containers_and_execs() {
     assert_eq!(String::from_utf8(text).unwrap(), "exec tty 0\r\n");
     assert_eq!(execution.exit.await.unwrap(), 5);
     let (_reader, copy) = fd::pipe().unwrap();
-    let input = pod.client.attach(id, vec![copy]).await.unwrap().unwrap();
+    let input = pod
+        .client
+        .attach(id, vec![copy], true)
+        .await
+        .unwrap()
+        .unwrap();
     fd::write_all(input.as_fd(), b"word\n").unwrap();
     drop(input);
     assert_eq!(pod.exit().await.code, 0);
