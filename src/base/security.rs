@@ -39,6 +39,26 @@ pub(crate) struct UserNamespace {
     pub(crate) gids: Vec<IdMapping>,
 }
 
+impl UserNamespace {
+    /// User and group on the node of the namespace's root; absent without a mapping of it.
+    pub(crate) fn root(&self) -> Option<(u32, u32)> {
+        let of_root = |mappings: &[IdMapping]| {
+            let found = mappings.iter().find(|mapping| mapping.container_id == 0);
+            found.map(|mapping| mapping.host_id)
+        };
+        of_root(&self.uids).zip(of_root(&self.gids))
+    }
+}
+
+impl NamespaceOptions {
+    /// The user namespace, where it is not the node's.
+    pub(crate) fn own_user(&self) -> Option<&UserNamespace> {
+        self.user
+            .as_ref()
+            .filter(|user| user.mode == NamespaceMode::Pod)
+    }
+}
+
 /// CRI: `NamespaceOption`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct NamespaceOptions {

@@ -433,6 +433,7 @@ impl RuntimeService for Server {
             });
         let mut handlers = found.handlers;
         handlers.sort();
+        let user_namespaces = handlers.iter().any(|(_, _, user)| *user);
         let handlers = handlers
             .into_iter()
             .map(|(name, recursive, user)| v1::RuntimeHandler {
@@ -450,7 +451,7 @@ impl RuntimeService for Server {
             runtime_handlers: handlers.collect(),
             features: Some(v1::RuntimeFeatures {
                 supplemental_groups_policy: found.supplemental_groups_policy,
-                user_namespaces_host_network: false,
+                user_namespaces_host_network: user_namespaces,
                 mount_options: true,
             }),
         }))

@@ -13,7 +13,7 @@ use crate::base::container::ContainerConfig;
 use crate::base::id::ContainerId;
 use crate::engine::Engine;
 use crate::engine::container::{Container, ContainerRecord};
-use crate::engine::core::{Core, blocking, make_directory};
+use crate::engine::core::{Core, blocking, give, make_directory};
 use crate::engine::error::{CleanUp, EngineError, Result};
 use crate::engine::exits::note_exit;
 use crate::engine::lower::{Held, Materials};
@@ -237,6 +237,7 @@ fn make_container_directories(core: &Core, container: &Container) -> Result<()> 
     for (name, mode) in [("upper", 0o755), ("work", 0o700)] {
         make_directory(&directory.join(name), mode)?;
     }
+    give(&directory.join("upper"), &container.pod)?;
     let log_path = container.status().log_path.clone();
     match PathBuf::from(log_path).parent() {
         Some(parent) if parent.is_absolute() => make_directory(parent, 0o755),

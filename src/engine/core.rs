@@ -394,6 +394,20 @@ pub(crate) fn make_directory(path: &Path, mode: u32) -> Result<()> {
         )))
 }
 
+/// Gives a file or directory to the root of the pod's user namespace, if it has one.
+///
+/// # Errors
+/// [`EngineError::Step`].
+pub(crate) fn give(path: &Path, pod: &Pod) -> Result<()> {
+    let Some((uid, gid)) = pod.user_root() else {
+        return Ok(());
+    };
+    std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(EngineError::io(format!(
+        "give {} to the pod's root, {uid}:{gid}",
+        path.display()
+    )))
+}
+
 /// Removes a directory with all it holds; a missing one is fine. Blocks on the disk.
 ///
 /// # Errors

@@ -58,6 +58,16 @@ pub(crate) enum EngineError {
         /// What to do.
         mend: String,
     },
+    /// This machine cannot do what the request asks for.
+    #[error("{field}: this node cannot do that: {why}; {mend}")]
+    Unable {
+        /// Field of the request.
+        field: &'static str,
+        /// Why not.
+        why: String,
+        /// What to do.
+        mend: &'static str,
+    },
     /// A step of the work failed in a lower layer.
     #[error("{step}")]
     Step {
@@ -122,7 +132,7 @@ impl HasKind for EngineError {
             Self::NotFound { .. } => Kind::NotFound,
             Self::Ambiguous { .. } | Self::Invalid { .. } => Kind::InvalidArgument,
             Self::NameTaken { .. } => Kind::AlreadyExists,
-            Self::State { .. } => Kind::FailedPrecondition,
+            Self::State { .. } | Self::Unable { .. } => Kind::FailedPrecondition,
             Self::Step { kind, .. } | Self::CleanUp { kind, .. } | Self::Abandoned { kind, .. } => {
                 *kind
             }

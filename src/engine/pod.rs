@@ -225,6 +225,11 @@ impl Pod {
         }
     }
 
+    /// User and group on the node of the root of its user namespace; absent: it uses the node's.
+    pub(crate) fn user_root(&self) -> Option<(u32, u32)> {
+        self.config.security.namespaces.own_user()?.root()
+    }
+
     /// Is its network the node's?
     pub(crate) fn host_network(&self) -> bool {
         self.config.security.namespaces.network == crate::base::security::NamespaceMode::Node

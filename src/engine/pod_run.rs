@@ -5,6 +5,7 @@
 //!                                      +- monitor -> pause          -> pod files -> Ready, event
 //!                                      +- netns -> addresses
 //! ```
+//! With a user namespace the monitor comes first and makes that, and the netns in it.
 //!
 //! The record is there before anything is made, so that a crash leaves nothing unknown. A failure at any
 //! point is undone by the same steps that stop and remove a pod.
@@ -18,9 +19,10 @@ use crate::base::id::PodId;
 use crate::base::pod::PodConfig;
 use crate::base::security::NamespaceMode;
 use crate::engine::Engine;
+use crate::engine::container_create::monitor_of;
 use crate::engine::core::{Core, blocking, make_directory};
 use crate::engine::error::{CleanUp, EngineError, Result};
-use crate::engine::monitor_client::Events;
+use crate::engine::monitor_client::{Events, MonitorClient};
 use crate::engine::names::{Claim, join};
 use crate::engine::pod::{Pod, PodRecord};
 use crate::engine::state::{PodInput, PodPhase};
@@ -130,6 +132,7 @@ impl Engine {
 
     async fn build_pod(&self, pod: &Arc<Pod>) -> Result<()> {
         let core = self.core();
+        core.lower.check_user_namespace(pod)?;
         let directory = core.pod_directory(pod.id);
         let made = directory.clone();
         let (recorded, netns, made) = tokio::join!(
@@ -139,13 +142,20 @@ impl Engine {
                 &made, 0o711
             )),
         );
-        let (netns, ()) = (netns?, recorded.and(made)?);
+        let (mut netns, ()) = (netns?, recorded.and(made)?);
+        let mut events = None;
+        if pod.user_root().is_some() {
+            // Its network namespace belongs to its user namespace, so that this one comes first.
+            let (monitor, first) = self.take_monitor(pod, &directory).await?;
+            events = Some(first);
+            netns = core.lower.user_namespace(&monitor, pod).await?;
+        }
         let passed = netns.as_ref().map(OwnedFd::try_clone).transpose();
         let passed = passed.map_err(EngineError::io("duplicate a namespace descriptor"))?;
         // Both run to their end, so that an undo finds everything made and nothing in the making.
         let (ips, events) = tokio::join!(
             core.lower.attach(pod, netns.as_ref(), &directory),
-            self.start_sandbox(pod, &directory, passed),
+            self.start_sandbox(pod, &directory, passed, events),
         );
         let (ips, events) = (ips?, events?);
         Arc::make_mut(&mut pod.lock().status).ips = ips;
@@ -154,12 +164,24 @@ impl Engine {
         core.record_pod(pod).await
     }
 
-    /// The cgroup and the pause process, in its monitor.
+    /// A monitor for the pod, which has it from here on.
+    async fn take_monitor(
+        &self,
+        pod: &Arc<Pod>,
+        directory: &Path,
+    ) -> Result<(MonitorClient, Events)> {
+        let (monitor, events) = self.core().lower.monitor(pod.id, directory).await?;
+        pod.lock().monitor = Some(monitor.clone());
+        Ok((monitor, events))
+    }
+
+    /// The cgroup and the pause process, in its monitor; `events`: the pod has one already.
     async fn start_sandbox(
         &self,
         pod: &Arc<Pod>,
         directory: &Path,
         netns: Option<OwnedFd>,
+        events: Option<Events>,
     ) -> Result<Events> {
         let core = self.core();
         let (engine, prepared) = (self.clone(), Arc::clone(pod));
@@ -168,9 +190,10 @@ impl Engine {
             core.lower.prepare_sandbox(core, &prepared)
         });
         let taken = async {
-            let (monitor, events) = core.lower.monitor(pod.id, directory).await?;
-            pod.lock().monitor = Some(monitor.clone());
-            Ok::<_, EngineError>((monitor, events))
+            match events {
+                Some(events) => Ok((monitor_of(pod)?, events)),
+                None => self.take_monitor(pod, directory).await,
+            }
         };
         let (plan, taken) = tokio::join!(plan, taken);
         let (monitor, events) = taken?;

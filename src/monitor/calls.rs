@@ -17,7 +17,8 @@ use crate::monitor::serve::{Exec, Monitor, SOCKET};
 use crate::monitor::tree;
 use crate::runtime::create::CreateRequest;
 use crate::runtime::exec::ExecRequest;
-use crate::runtime::plan::Fault;
+use crate::runtime::plan::{Fault, IdMappings};
+use crate::runtime::userns;
 use crate::sys::fd;
 
 /// After so long without a word a process that is being set up is given up. A slow volume may take its time;
@@ -52,7 +53,10 @@ impl Monitor<'_> {
         if self.pod.is_none()
             && !matches!(
                 call,
-                Call::Prepare { .. } | Call::Adopt { .. } | Call::Shutdown
+                Call::Prepare { .. }
+                    | Call::Adopt { .. }
+                    | Call::UserNamespace { .. }
+                    | Call::Shutdown
             )
         {
             return Err(check("this monitor has no pod yet"));
@@ -72,6 +76,11 @@ impl Monitor<'_> {
                     .map_err(|error| fault("listen", &path, &error))?;
                 DONE
             }
+            Call::UserNamespace {
+                uid_mappings,
+                gid_mappings,
+                network,
+            } => self.user_namespace(&uid_mappings, &gid_mappings, network),
             Call::Sandbox => self.sandbox(asked, descriptors),
             Call::Container {
                 id,
@@ -104,13 +113,7 @@ impl Monitor<'_> {
                 DONE
             }
             Call::Remove { id } => self.remove(asked, id),
-            Call::KillExec { exec } => {
-                let found = self.execs.iter().find(|found| found.number == exec);
-                if let Some(pid) = found.and_then(|found| found.child.live_pid()) {
-                    tree::kill(pid);
-                }
-                DONE
-            }
+            Call::KillExec { exec } => self.kill_exec(exec),
             Call::Attach { id, stdin } => {
                 let stdin = self.find(id)?.attach(descriptors, stdin)?;
                 Ok(Some((Reply::Done, stdin.into_iter().collect())))
@@ -148,6 +151,24 @@ impl Monitor<'_> {
         Ok(Some((Reply::State(Box::new(state)), Vec::new())))
     }
 
+    /// Makes the user namespace of the pod, or one for the daemon alone while there is none.
+    fn user_namespace(&mut self, uids: &IdMappings, gids: &IdMappings, network: bool) -> Answer {
+        if self.user.is_some() {
+            return Err(check("the pod has a user namespace already"));
+        }
+        let made = userns::make(uids, gids, network)?;
+        if self.pod.is_some() {
+            let kept = fd::duplicate(made.user.as_fd(), 3)
+                .map_err(|error| fault("fcntl", "F_DUPFD_CLOEXEC", &error))?;
+            self.user = Some(kept);
+        }
+        let descriptors = [Some(made.user), made.network];
+        Ok(Some((
+            Reply::Done,
+            descriptors.into_iter().flatten().collect(),
+        )))
+    }
+
     fn sandbox(&mut self, asked: Asked, descriptors: Vec<OwnedFd>) -> Answer {
         if self.sandbox.is_some() {
             return Err(check("the pod has a pause already"));
@@ -160,6 +181,7 @@ impl Monitor<'_> {
             plan: plan.as_fd(),
             pause: None,
             network: self.network.as_ref().map(OwnedFd::as_fd),
+            user: self.user.as_ref().map(OwnedFd::as_fd),
             target: None,
             stdio: [null.as_fd(); 3],
         };
@@ -213,6 +235,7 @@ impl Monitor<'_> {
             plan: plan.as_fd(),
             pause: self.sandbox.as_ref().and_then(Child::live_pidfd),
             network: self.network.as_ref().map(OwnedFd::as_fd),
+            user: self.user.as_ref().map(OwnedFd::as_fd),
             target,
             stdio: streams.map(|fd| fd.as_ref().map_or(null.as_fd(), OwnedFd::as_fd)),
         };
@@ -276,6 +299,14 @@ impl Monitor<'_> {
             terminal: None,
         });
         Ok(None)
+    }
+
+    fn kill_exec(&self, number: u64) -> Answer {
+        let found = self.execs.iter().find(|found| found.number == number);
+        if let Some(pid) = found.and_then(|found| found.child.live_pid()) {
+            tree::kill(pid);
+        }
+        DONE
     }
 
     fn remove(&mut self, asked: Asked, id: ContainerId) -> Answer {

@@ -7,8 +7,9 @@
 //!   |                 |                  |                                   |--reaped--> Ended
 //!   +--- report of a failure, silence, too late ---> Failing --reaped--> (gone, Failed is sent)
 //! ```
-//! Pause has no Waiting: its control socket closes when it runs.
+//! Pause has no Waiting: its control socket closes when it runs. In Setup a child may go on as another process, once.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
@@ -53,7 +54,7 @@ pub(crate) enum Phase {
 /// A child and its control socket.
 #[derive(Debug)]
 pub(crate) struct Child {
-    /// Stays this child's until it is reaped.
+    /// Stays this child's until it is reaped, or goes on as another.
     pub(crate) pid: u32,
     /// Its identity.
     pub(crate) pidfd: OwnedFd,
@@ -61,6 +62,8 @@ pub(crate) struct Child {
     pub(crate) control: Option<OwnedFd>,
     /// Where it is in its life.
     pub(crate) phase: Phase,
+    /// It was killed: so is what it goes on as.
+    killed: Cell<bool>,
 }
 
 /// What a child says on its control socket.
@@ -116,6 +119,7 @@ impl Child {
             pidfd: spawned.pidfd,
             control: Some(spawned.control),
             phase: Phase::Setup { asked, deadline },
+            killed: Cell::new(false),
         };
         if let Some(control) = &child.control
             && let Err(error) = fd::set_nonblocking(control.as_fd(), true)
@@ -126,8 +130,8 @@ impl Child {
         Ok(child)
     }
 
-    /// Takes what the child says next.
-    pub(crate) fn listen(&self) -> Said {
+    /// Takes what the child says next. One that goes on as another process is that process from here on.
+    pub(crate) fn listen(&mut self) -> Said {
         let Some(control) = &self.control else {
             return Said::Nothing;
         };
@@ -139,7 +143,19 @@ impl Child {
                 terminal,
             },
             Ok(Received::Report(Report::Failed(fault), _)) => Said::Failed(fault),
-            Ok(Received::Closed) => Said::Closed,
+            Ok(Received::Moved { pid, pidfd }) => {
+                // The one before is a stranger to be reaped.
+                let told = create::proceed(control.as_fd());
+                (self.pid, self.pidfd) = (pid, pidfd);
+                if self.killed.get() {
+                    self.kill();
+                }
+                match told {
+                    Ok(()) => Said::Nothing,
+                    Err(_ended) => Said::Closed,
+                }
+            }
+            Ok(Received::Report(Report::Moved { .. }, _) | Received::Closed) => Said::Closed,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Said::Nothing,
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Said::Closed,
             Err(error) => Said::Failed(fault("recvmsg", "control socket", &error)),
@@ -173,6 +189,7 @@ impl Child {
 
     /// Kills it.
     pub(crate) fn kill(&self) {
+        self.killed.set(true);
         let _ended_already = self.signal(signal::SIGKILL);
     }
 

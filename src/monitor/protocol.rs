@@ -10,6 +10,7 @@
 //!   | spawn: socketpair on fd 3               |      (idle, pooled; ends on EOF while not adopted)
 //!   | Prepare{cgroups, score} ------------->  |      leaves the daemon's cgroup
 //!   | Adopt{pod id, dir} ------------------>  |      binds DIR/monitor.sock, listens
+//!   | UserNamespace{mappings} ------------->  |      (only a pod with its own) makes it, its netns too
 //!   | Sandbox{plan, fds: plan, netns} ----->  |      clones pause
 //!   | Container{...} / Start / Exec ... --->  |
 //!   |  <---------------- Reply / Event        |
@@ -24,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::clock::Timestamp;
 use crate::base::id::{ContainerId, PodId};
-use crate::runtime::plan::Fault;
+use crate::runtime::plan::{Fault, IdMappings};
 
 /// Version of this protocol and of the plan. A daemon speaks this one and the one before.
 pub(crate) const VERSION: u16 = 1;
@@ -62,6 +63,17 @@ pub(crate) enum Call {
         pod_id: PodId,
         /// Its directory under the state directory; the socket is made here.
         directory: PathBuf,
+    },
+    /// Makes the pod's user namespace, which its pause and containers will be in; before `Sandbox`. Reply: `Done` with
+    /// the namespace as descriptor, then, if asked for, a network namespace that it owns, loopback down. An idle monitor
+    /// makes one that it does not keep.
+    UserNamespace {
+        /// User ids.
+        uid_mappings: IdMappings,
+        /// Group ids.
+        gid_mappings: IdMappings,
+        /// Make a network namespace too.
+        network: bool,
     },
     /// Starts pause. Descriptors: plan memfd, then the network namespace if the plan says `Passed`.
     /// Reply: `Sandbox`.

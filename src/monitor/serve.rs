@@ -68,6 +68,8 @@ pub(crate) struct Monitor<'a> {
     pub(crate) sandbox: Option<Child>,
     /// Network namespace of the pod, kept open for it.
     pub(crate) network: Option<OwnedFd>,
+    /// User namespace of the pod, if it has its own.
+    pub(crate) user: Option<OwnedFd>,
     /// Containers.
     pub(crate) containers: Vec<Container>,
     /// Execs.
@@ -93,6 +95,7 @@ impl<'a> Monitor<'a> {
             pod: None,
             sandbox: None,
             network: None,
+            user: None,
             containers: Vec::new(),
             execs: Vec::new(),
             stop: None,
@@ -309,6 +312,9 @@ impl<'a> Monitor<'a> {
             // Its last words are heard first: a report of a failure, or the end of file of its exec.
             self.hear_container(index);
             let container = &mut self.containers[index];
+            if container.child.pid != pid {
+                return;
+            }
             container
                 .child
                 .fail(check("the process ended before it was ready"));
@@ -332,6 +338,9 @@ impl<'a> Monitor<'a> {
             exec.child.phase = Phase::Ended;
         } else if self.sandbox.as_ref().is_some_and(is_it) {
             self.hear_sandbox();
+            if self.sandbox.as_ref().is_some_and(|child| child.pid != pid) {
+                return;
+            }
             if let Some(child) = &mut self.sandbox {
                 child.fail(check("pause ended before it was ready"));
                 if let Phase::Failing { asked, fault } = &child.phase {

@@ -149,6 +149,16 @@ impl Network {
         self.namespaces.take().await
     }
 
+    /// Makes a network namespace that somebody else made (one owned by a user namespace) like those of
+    /// [`Network::netns`].
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub(crate) async fn furnish(&self, netns: OwnedFd) -> Result<OwnedFd> {
+        namespaces::furnish(netns).await
+    }
+
     /// Connects a pod: `eth0` in `netns` with addresses and default routes, and its host ports. A pod
     /// that is attached already is attached anew. When it fails nothing is left.
     ///

@@ -47,6 +47,24 @@ impl Pool {
     }
 }
 
+/// Sets up a namespace that somebody else made.
+///
+/// # Errors
+///
+/// The kernel refuses.
+pub(crate) async fn furnish(netns: OwnedFd) -> Result<OwnedFd> {
+    let work = move || {
+        in_netns(netns.as_fd(), prepare).map_err(NetworkError::system(
+            "set up",
+            "the network namespace of a user namespace",
+        ))?;
+        Ok(netns)
+    };
+    Tasks::blocking(work)
+        .await
+        .map_err(|_ended| NetworkError::Ended)?
+}
+
 fn make() -> Result<OwnedFd> {
     let prepared = || {
         let netns = new_netns()?;

@@ -3,12 +3,16 @@
 //! ```text
 //! monitor                                             child (cloned, one thread, own memory)
 //!   | spawn(): clone3 ------------------------------->  |  decodes the plan, joins, mounts, pivots, ...
+//!   |  <- Moved{pid} + pidfd, then one byte back ------- |  only with a user namespace and a PID namespace of its own
 //!   |  <- Ready{uid, gid, groups} (+ pty master) ------ |  over the control socket
 //!   | start(): one byte ----------------------------->  |  seccomp, execve
 //!   |  <- end of file: the exec happened -------------- |
 //!   |  <- Failed(fault), then its exit ---------------- |  at any time instead
 //! ```
-//! Pause does not wait for a byte, and reports nothing when all goes well: end of file is its success.
+//! Pause does not wait for its start, and reports nothing else when all goes well: end of file is its success.
+//!
+//! A PID namespace that a user namespace shall own must be made from inside it, but layers and volumes are mapped and opened
+//! from outside: the child does the latter, enters, and goes on as a sibling of its own.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -30,6 +34,8 @@ pub(crate) struct CreateRequest<'a> {
     pub(crate) pause: Option<BorrowedFd<'a>>,
     /// Network namespace, where the plan says `Passed`.
     pub(crate) network: Option<BorrowedFd<'a>>,
+    /// User namespace of the pod, where the plan names one.
+    pub(crate) user: Option<BorrowedFd<'a>>,
     /// Pidfd of the first process of the container that the plan's `Container` names (see `Preamble::pid`).
     pub(crate) target: Option<BorrowedFd<'a>>,
     /// stdin, stdout, stderr; unused with a terminal.
@@ -53,6 +59,14 @@ pub(crate) struct Spawned {
 pub(crate) enum Received {
     /// A report; the master of its terminal with `Ready`, if it has one.
     Report(Report, Option<OwnedFd>),
+    /// It goes on as this process, a child of the caller too, which waits for [`proceed`]. The one before ends and is to be
+    /// reaped.
+    Moved {
+        /// For display and /proc links.
+        pid: u32,
+        /// Its identity.
+        pidfd: OwnedFd,
+    },
     /// It executed its program, or ended without a word: the pidfd tells.
     Closed,
 }
@@ -63,12 +77,15 @@ pub(crate) enum Received {
 /// What failed before or in the clone. No process is left then. Later failures come by [`receive`].
 pub(crate) fn spawn(request: CreateRequest<'_>) -> Result<Spawned, Fault> {
     let preamble = preamble(request.plan)?;
-    if preamble.user != NamespaceSource::Host {
-        let what = "a user namespace is not built yet: use the node's";
+    let owned = preamble.user != NamespaceSource::Host;
+    if owned && request.user.is_none() {
+        let what = "the pod's is not given";
         return Err(Fault::check("clone", "user namespace", what));
     }
     let pid = match &preamble.pid {
         NamespaceSource::Host => PidNamespace::Ours,
+        // The child makes it itself, inside the user namespace.
+        NamespaceSource::New if owned => PidNamespace::Ours,
         NamespaceSource::New => PidNamespace::New,
         NamespaceSource::Pod => PidNamespace::Of(needed(request.pause, "the pod's pause")?),
         NamespaceSource::Container(id) => PidNamespace::Of(needed(request.target, id)?),
@@ -80,6 +97,7 @@ pub(crate) fn spawn(request: CreateRequest<'_>) -> Result<Spawned, Fault> {
     descriptors.extend(request.stdio);
     descriptors.extend(request.pause);
     descriptors.extend(request.network);
+    descriptors.extend(request.user);
     descriptors.extend(request.target);
     clone_child(pid, &preamble, &descriptors, |control, joined| {
         init::create(&request, control, joined)
@@ -193,10 +211,20 @@ pub(crate) fn receive(control: BorrowedFd<'_>) -> std::io::Result<Received> {
     let bytes = buffer.get(..packet.bytes).unwrap_or_default();
     let report = postcard::from_bytes(bytes)
         .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))?;
-    Ok(Received::Report(
-        report,
-        packet.descriptors.into_iter().next(),
-    ))
+    let descriptor = packet.descriptors.into_iter().next();
+    match (report, descriptor) {
+        (Report::Moved { pid }, Some(pidfd)) => Ok(Received::Moved { pid, pidfd }),
+        (Report::Moved { .. }, None) => Err(std::io::ErrorKind::InvalidData.into()),
+        (report, descriptor) => Ok(Received::Report(report, descriptor)),
+    }
+}
+
+/// Lets a process that [`Received::Moved`] told of go on.
+///
+/// # Errors
+/// The number of `sendmsg(2)`; `EPIPE`: it has ended.
+pub(crate) fn proceed(control: BorrowedFd<'_>) -> std::io::Result<()> {
+    crate::sys::socket::send(control, b"p", &[])
 }
 
 /// Lets a process that reported `Ready` execute its program.

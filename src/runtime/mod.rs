@@ -14,3 +14,4 @@ pub(crate) mod seccomp;
 pub(crate) mod signals;
 #[cfg(feature = "daemon")]
 pub(crate) mod spec;
+pub(crate) mod userns;

@@ -44,12 +44,8 @@ pub(crate) struct Plan {
 pub(crate) struct Preamble {
     /// Source of the PID namespace; for an exec `Host` (ignored: it is the container's).
     pub(crate) pid: NamespaceSource,
-    /// Source of the user namespace; as `pid`.
+    /// Source of the user namespace; as `pid`. Any but `Host` is the pod's, passed to every process of it.
     pub(crate) user: NamespaceSource,
-    /// (first inside, first outside, length) for a new user namespace: its parent writes them.
-    pub(crate) uid_mappings: Vec<(u32, u32, u32)>,
-    /// As `uid_mappings`, for groups.
-    pub(crate) gid_mappings: Vec<(u32, u32, u32)>,
     /// Directory of the unified hierarchy to clone into.
     pub(crate) cgroup: Option<PathBuf>,
     /// The process gets a terminal: its first report carries the master, the passed streams are unused.
@@ -84,13 +80,11 @@ impl Plan {
     /// The plan as the monitor and its child read it: a [`Preamble`], then the plan.
     ///
     /// # Errors
-    /// A preamble longer than [`Preamble::MAX`] (thousands of id mappings).
+    /// A preamble longer than [`Preamble::MAX`].
     pub(crate) fn encode(&self) -> Result<Vec<u8>, postcard::Error> {
         let preamble = Preamble {
             pid: self.namespaces.pid.clone(),
             user: self.namespaces.user.clone(),
-            uid_mappings: self.namespaces.uid_mappings.clone(),
-            gid_mappings: self.namespaces.gid_mappings.clone(),
             cgroup: self.cgroup.unified(),
             terminal: self.process.terminal,
         };
@@ -108,8 +102,6 @@ impl ExecPlan {
         let preamble = Preamble {
             pid: NamespaceSource::Host,
             user: NamespaceSource::Host,
-            uid_mappings: Vec::new(),
-            gid_mappings: Vec::new(),
             cgroup: self.cgroup.unified(),
             terminal: self.process.terminal,
         };
@@ -140,12 +132,29 @@ pub(crate) struct Namespaces {
     pub(crate) pid: NamespaceSource,
     /// Cgroup.
     pub(crate) cgroup: NamespaceSource,
-    /// User. `New` needs the mappings below.
+    /// User: `Host`, for the sandbox `Passed`, for its containers `Pod`. The new namespaces above are owned by it.
     pub(crate) user: NamespaceSource,
-    /// (first inside, first outside, length), for a new user namespace.
-    pub(crate) uid_mappings: Vec<(u32, u32, u32)>,
+    /// Mappings of the user namespace; empty with `Host`.
+    pub(crate) uid_mappings: IdMappings,
     /// As `uid_mappings`, for groups.
-    pub(crate) gid_mappings: Vec<(u32, u32, u32)>,
+    pub(crate) gid_mappings: IdMappings,
+}
+
+/// (first inside, first outside, length) of each range of a user namespace or of an idmapped mount.
+pub(crate) type IdMappings = Vec<(u32, u32, u32)>;
+
+impl Namespaces {
+    /// User and group on the node of the user namespace's root; absent: the node's own user namespace.
+    pub(crate) fn root(&self) -> Option<(u32, u32)> {
+        if self.user == NamespaceSource::Host {
+            return None;
+        }
+        let of_root = |mappings: &IdMappings| {
+            let found = mappings.iter().find(|(inside, _, _)| *inside == 0);
+            found.map(|(_, outside, _)| *outside)
+        };
+        of_root(&self.uid_mappings).zip(of_root(&self.gid_mappings))
+    }
 }
 
 /// Source of one namespace.
@@ -157,7 +166,7 @@ pub(crate) enum NamespaceSource {
     New,
     /// That of the pod's pause process.
     Pod,
-    /// The descriptor passed with the request (network of a sandbox).
+    /// The descriptor passed with the request (network and user namespace of a sandbox).
     Passed,
     /// That of another container of this pod (64 hex digits).
     Container(String),
@@ -236,10 +245,10 @@ pub(crate) enum MountSource {
         recursive: bool,
         /// Propagation of the new mount.
         propagation: MountPropagation,
-        /// (first inside, first outside, length) for an idmapped mount; empty: none.
-        uid_mappings: Vec<(u32, u32, u32)>,
+        /// For an idmapped mount: ids on disk are those inside. Empty: none.
+        uid_mappings: IdMappings,
         /// As above for groups.
-        gid_mappings: Vec<(u32, u32, u32)>,
+        gid_mappings: IdMappings,
     },
     /// The pod's `/dev/shm`, taken from pause's mount namespace.
     PodShm,
@@ -431,6 +440,8 @@ pub(crate) struct SeccompFilter {
 pub(crate) struct ExecPlan {
     /// Cgroups of the container.
     pub(crate) cgroup: CgroupJoin,
+    /// [`Namespaces::root`] of the container: its user namespace is entered.
+    pub(crate) user_namespace: Option<(u32, u32)>,
     /// What runs. `cwd` must exist.
     pub(crate) process: ProcessPlan,
 }
@@ -449,6 +460,11 @@ pub(crate) enum Report {
     },
     /// It failed and exits now.
     Failed(Fault),
+    /// The process that speaks goes on as this one, whose pidfd comes along, and ends itself.
+    Moved {
+        /// Number of the new one.
+        pid: u32,
+    },
 }
 
 /// A failure as data: where, what, why. `Display` reads like a strace line.

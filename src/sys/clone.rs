@@ -43,13 +43,14 @@ pub(crate) fn clone(
     if threads()? != 1 {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
-    clone_unchecked(namespaces, cgroup, keep, work)
+    clone_unchecked(namespaces, cgroup, Some(keep), work)
 }
 
+/// `keep` absent: the child closes nothing.
 fn clone_unchecked(
     namespaces: i32,
     cgroup: Option<BorrowedFd<'_>>,
-    keep: &[BorrowedFd<'_>],
+    keep: Option<&[BorrowedFd<'_>]>,
     work: impl FnOnce() -> i32,
 ) -> io::Result<Cloned> {
     let mut pidfd: i32 = -1;
@@ -60,7 +61,12 @@ fn clone_unchecked(
     // set_tid, set_tid_size, cgroup.
     arguments[0] = flags | into;
     arguments[1] = (&raw mut pidfd).expose_provenance() as u64;
-    arguments[4] = 17;
+    // A sibling ends with the signal of the process that clones it; the kernel refuses a number here.
+    arguments[4] = if namespaces & libc::CLONE_PARENT == 0 {
+        17
+    } else {
+        0
+    };
     arguments[10] = cgroup
         .and_then(|fd| u64::try_from(fd.as_raw_fd()).ok())
         .unwrap_or_default();
@@ -78,7 +84,7 @@ fn clone_unchecked(
     }
     if pid == 0 {
         // Before Linux 5.9 the call does not exist; all are close-on-exec anyway.
-        let _closed = close_all_but(keep);
+        let _closed = keep.map(close_all_but);
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
         crate::sys::process::exit_now(outcome.unwrap_or(101));
     }
@@ -98,7 +104,16 @@ pub(crate) fn fork_into(
     keep: &[BorrowedFd<'_>],
     work: impl FnOnce() -> i32,
 ) -> io::Result<Cloned> {
-    clone_unchecked(namespaces, None, keep, work)
+    clone_unchecked(namespaces, None, Some(keep), work)
+}
+
+/// As [`fork_into`], but the new process keeps every descriptor and is a child of the caller's parent, which reaps it and
+/// must be told of it. `Cloned::pid` is the number in the caller's PID namespace.
+///
+/// # Errors
+/// The number of `clone3(2)`; `EINVAL`: the caller is the first process of a PID namespace.
+pub(crate) fn fork_sibling(namespaces: i32, work: impl FnOnce() -> i32) -> io::Result<Cloned> {
+    clone_unchecked(namespaces | libc::CLONE_PARENT, None, None, work)
 }
 
 /// Closes every descriptor from 3 on but these. Only in a child that never returns to its copy of the parent's code.
@@ -220,6 +235,27 @@ mod tests {
             })
             .unwrap();
             assert_eq!(wait(child.pidfd.as_fd()).unwrap(), Exit::Code(101));
+        });
+    }
+
+    #[test]
+    fn a_sibling_is_reaped_by_the_parent() {
+        in_forked_child(|| {
+            let (reader, writer) = crate::sys::fd::pipe().unwrap();
+            let child = clone(0, None, &[writer.as_fd()], || {
+                let made = fork_sibling(libc::CLONE_NEWPID, || {
+                    i32::from(crate::sys::process::id() != 1) + 5
+                });
+                let pid = made.map_or(0, |cloned| cloned.pid);
+                let sent = crate::sys::fd::write(writer.as_fd(), &pid.to_ne_bytes());
+                i32::from(sent.is_err())
+            })
+            .unwrap();
+            assert_eq!(wait(child.pidfd.as_fd()).unwrap(), Exit::Code(0));
+            let mut pid = [0; 4];
+            assert_eq!(crate::sys::fd::read(reader.as_fd(), &mut pid).unwrap(), 4);
+            let pidfd = crate::sys::process::pidfd_open(u32::from_ne_bytes(pid)).unwrap();
+            assert_eq!(wait(pidfd.as_fd()).unwrap(), Exit::Code(5));
         });
     }
 

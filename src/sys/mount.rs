@@ -221,6 +221,15 @@ pub(crate) fn mount_by_path(kind: &str, target: &Path, options: &std::ffi::CStr)
     )?)
 }
 
+/// Takes a mount, of which this is the root, away from where it is attached. It becomes the working directory.
+///
+/// # Errors
+/// The number of `fchdir(2)` or `umount2(2)`.
+pub(crate) fn detach(mount: BorrowedFd<'_>) -> io::Result<()> {
+    rustix::process::fchdir(mount)?;
+    Ok(rustix::mount::unmount(".", UnmountFlags::DETACH)?)
+}
+
 /// Makes the mount `root` (attached in this mount namespace) the root of this process and lets the old root go, with all
 /// that is mounted on it.
 ///

@@ -9,6 +9,7 @@ mod plans;
 pub(crate) use images::Held;
 pub(crate) use plans::Materials;
 
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 use crate::base::tasks::Tasks;
@@ -17,10 +18,12 @@ use crate::engine::core::{EngineConfig, blocking_step};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::handlers::Features;
 use crate::engine::monitor_client::{MonitorConfig, MonitorPool};
+use crate::engine::pod::Pod;
 use crate::images::ImageStore;
 use crate::network::Network;
 use crate::runtime::cgroups::{CgroupError, Cgroups};
 use crate::runtime::spec::HostFacts;
+use crate::runtime::userns;
 
 /// The layers below.
 #[derive(Debug)]
@@ -39,6 +42,8 @@ pub(crate) struct Lower {
     pub(crate) followers: Tasks,
     /// Bytes after which a log line is split.
     pub(crate) max_log_line: u32,
+    /// Why pods can have no user namespace of their own here, if so.
+    no_user_namespaces: Option<String>,
     /// Directories of CDI files, the last one wins.
     pub(crate) cdi_spec_dirs: Vec<PathBuf>,
     cgroup_root: String,
@@ -47,6 +52,30 @@ pub(crate) struct Lower {
 /// The cgroup of all monitors: they are not part of their pods, which kubelet may limit or kill.
 fn monitors_cgroup(root: &str) -> String {
     format!("{}/monitors", root.trim_end_matches('/'))
+}
+
+/// Why no pod can have a user namespace of its own: tried once, with the directory that layers are in.
+async fn no_user_namespaces(
+    monitors: &MonitorPool,
+    host: &HostFacts,
+    root: &std::path::Path,
+) -> Option<String> {
+    if !host.kernel_at_least(5, 19) {
+        let (major, minor) = host.kernel;
+        let why = format!("Linux {major}.{minor} has no overlays of idmapped layers, 5.19 has");
+        return Some(why);
+    }
+    let user = match monitors.user_namespace().await {
+        Ok(user) => user,
+        Err(error) => return Some(crate::base::error::chain(&error)),
+    };
+    let root = root.to_owned();
+    let tried = Tasks::blocking(move || userns::can_map(&root, user.as_fd())).await;
+    match tried {
+        Ok(Ok(())) => None,
+        Ok(Err(fault)) => Some(fault.to_string()),
+        Err(ended) => Some(ended.to_string()),
+    }
 }
 
 /// Score of the monitors: they are the last to go, for their pod goes with them.
@@ -79,6 +108,7 @@ impl Lower {
         let monitors = MonitorPool::new(monitor, followers.clone())
             .await
             .map_err(EngineError::step("make monitors ready"))?;
+        let no_user_namespaces = no_user_namespaces(&monitors, &host, &config.root).await;
         Ok(Self {
             cgroups,
             host,
@@ -87,8 +117,29 @@ impl Lower {
             monitors,
             followers,
             max_log_line: config.max_log_line,
+            no_user_namespaces,
             cdi_spec_dirs: config.cdi_spec_dirs.clone(),
             cgroup_root: config.cgroup_root.clone(),
+        })
+    }
+
+    /// Refuses a pod whose user namespace this machine cannot make.
+    ///
+    /// # Errors
+    /// [`EngineError::Unable`].
+    pub(crate) fn check_user_namespace(&self, pod: &Pod) -> Result<()> {
+        if pod.user_root().is_none() {
+            return Ok(());
+        }
+        let why = match (&self.no_user_namespaces, &pod.handler.runtime) {
+            (None, None) => return Ok(()),
+            (Some(why), _) => why.clone(),
+            (None, Some(_)) => "pods of OCI runtimes get none from berth yet".to_owned(),
+        };
+        Err(EngineError::Unable {
+            field: "linux.security_context.namespace_options.userns_options",
+            why,
+            mend: "use the node's user namespace (hostUsers: true)",
         })
     }
 
@@ -112,8 +163,7 @@ impl Lower {
         Features {
             // MOUNT_ATTR_RDONLY with AT_RECURSIVE: Linux 5.12.
             recursive_read_only: self.host.kernel_at_least(5, 12),
-            // Not built yet.
-            user_namespaces: false,
+            user_namespaces: self.no_user_namespaces.is_none(),
         }
     }
 }

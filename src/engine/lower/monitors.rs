@@ -14,6 +14,7 @@ use crate::engine::monitor_client::{Created, Events, MonitorClient, MonitorError
 use crate::engine::pod::Pod;
 use crate::monitor::protocol::{ContainerExit, MonitorState, Stdio};
 use crate::runtime::plan::{ExecPlan, Plan};
+use crate::runtime::spec::userns::plan_mappings;
 
 impl Lower {
     /// A monitor for a pod with this directory, which exists.
@@ -43,6 +44,29 @@ impl Lower {
             .await
             .map_err(EngineError::step("connect to the pod's monitor"))?;
         Ok((monitor, events, state))
+    }
+
+    /// Makes the pod's user namespace, with a network namespace in it unless the pod uses the node's.
+    ///
+    /// # Errors
+    /// [`EngineError::Step`].
+    pub(crate) async fn user_namespace(
+        &self,
+        monitor: &MonitorClient,
+        pod: &Pod,
+    ) -> Result<Option<OwnedFd>> {
+        let Some(user) = pod.config.security.namespaces.own_user() else {
+            return Ok(None);
+        };
+        let (uids, gids) = (plan_mappings(&user.uids), plan_mappings(&user.gids));
+        let made = monitor
+            .user_namespace(uids, gids, !pod.host_network())
+            .await;
+        let network = made.map_err(EngineError::step("make the pod's user namespace"))?;
+        match network {
+            None => Ok(None),
+            Some(netns) => self.furnish_netns(netns).await.map(Some),
+        }
     }
 
     /// Starts pause; its pid.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::base::counters;
 use crate::base::id::PodId;
 use crate::base::stats::InterfaceStats;
-use crate::engine::core::blocking;
+use crate::engine::core::{blocking, give};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::facade::Condition;
 use crate::engine::lower::Lower;
@@ -20,18 +20,29 @@ use crate::store::{Durability, write_atomic};
 const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 
 impl Lower {
-    /// A fresh network namespace for a pod; none with the node's network.
+    /// A fresh network namespace for a pod; none with the node's network or with a user namespace, which owns its own.
     ///
     /// # Errors
     /// [`EngineError::Step`].
     pub(crate) async fn netns(&self, pod: &Pod) -> Result<Option<OwnedFd>> {
-        if pod.host_network() {
+        if pod.host_network() || pod.user_root().is_some() {
             return Ok(None);
         }
         let netns = self.network.netns().await;
         netns
             .map(Some)
             .map_err(EngineError::step("make a network namespace"))
+    }
+
+    /// Makes a network namespace that others made as those are that we make.
+    ///
+    /// # Errors
+    /// [`EngineError::Step`].
+    pub(super) async fn furnish_netns(&self, netns: OwnedFd) -> Result<OwnedFd> {
+        self.network
+            .furnish(netns)
+            .await
+            .map_err(EngineError::step("prepare the network namespace"))
     }
 
     /// Connects a pod and writes its files; its addresses.
@@ -153,12 +164,9 @@ fn write_files(pod: &Pod, directory: &Path, ips: &[IpAddr]) -> Result<()> {
             dns::resolv_conf(config.dns.as_ref(), &host_resolv_conf),
         ),
     ] {
-        write_atomic(
-            &directory.join(name),
-            text.as_bytes(),
-            0o644,
-            Durability::Process,
-        )?;
+        let path = directory.join(name);
+        write_atomic(&path, text.as_bytes(), 0o644, Durability::Process)?;
+        give(&path, pod)?;
     }
     Ok(())
 }

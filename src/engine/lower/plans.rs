@@ -7,7 +7,7 @@ use crate::base::edits::Edits;
 use crate::base::error::{HasKind as _, Kind};
 use crate::base::security::NamespaceMode;
 use crate::engine::container::Container;
-use crate::engine::core::{Core, make_directory};
+use crate::engine::core::{Core, give, make_directory};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::lower::{Held, Lower};
 use crate::engine::pod::Pod;
@@ -170,6 +170,7 @@ impl Lower {
             .map_err(EngineError::step("linux.cgroup_parent"))?;
         for (volume, _) in &built.plan.declared_volumes {
             make_directory(volume, 0o755)?;
+            give(volume, &container.pod)?;
         }
         let plan = built
             .plan

@@ -10,7 +10,7 @@ use crate::base::container::ProcessUser;
 use crate::base::id::ContainerId;
 use crate::engine::monitor_client::{END, MonitorClient, MonitorError, QUICK, Result, SETUP};
 use crate::monitor::protocol::{Call, Reply, Stdio};
-use crate::runtime::plan::{NamespaceSource, Plan};
+use crate::runtime::plan::{IdMappings, NamespaceSource, Plan};
 use crate::sys::{memfd, process};
 
 /// A container whose process waits for its start.
@@ -42,6 +42,25 @@ pub(super) fn sealed(encoded: std::result::Result<Vec<u8>, postcard::Error>) -> 
 }
 
 impl MonitorClient {
+    /// Makes the pod's user namespace, which the monitor keeps, with the network namespace that goes with it if asked.
+    ///
+    /// # Errors
+    /// [`MonitorError`]
+    pub(crate) async fn user_namespace(
+        &self,
+        uid_mappings: IdMappings,
+        gid_mappings: IdMappings,
+        network: bool,
+    ) -> Result<Option<OwnedFd>> {
+        let call = Call::UserNamespace {
+            uid_mappings,
+            gid_mappings,
+            network,
+        };
+        let made = self.done("user namespace", call, Vec::new(), QUICK).await?;
+        Ok(made.into_iter().nth(1))
+    }
+
     /// Starts pause. `network`: the namespace, where the plan says `Passed`; the monitor keeps it open. Its pid.
     ///
     /// # Errors

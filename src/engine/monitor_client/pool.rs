@@ -121,6 +121,28 @@ impl MonitorPool {
         result
     }
 
+    /// A user namespace that no pod uses, made by a monitor of its own: for finding out what this machine can do.
+    ///
+    /// # Errors
+    /// [`MonitorError::Refused`]: the kernel makes none.
+    pub(crate) async fn user_namespace(&self) -> Result<OwnedFd> {
+        const CALL: &str = "user namespace";
+        let shared = Arc::clone(&self.shared);
+        let mappings = vec![(0, 65536, 65536)];
+        let work = move || {
+            let idle = shared.spawn()?;
+            let lost = || MonitorError::Lost { call: CALL };
+            let socket = idle.socket.as_ref().ok_or_else(lost)?;
+            let call = Call::UserNamespace {
+                uid_mappings: mappings.clone(),
+                gid_mappings: mappings,
+                network: false,
+            };
+            ask(socket, CALL, call)?.pop().ok_or_else(lost)
+        };
+        blocking(work).await
+    }
+
     /// Ends the idle monitors and waits for that. No pod is to come any more. Blocks.
     pub(crate) fn end_idle(&self) {
         let idle = std::mem::take(&mut *self.shared.idle());
@@ -187,35 +209,38 @@ impl Shared {
     }
 
     fn prepare(&self, socket: &OwnedFd) -> Result<()> {
-        const CALL: &str = "prepare";
-        let request = Request {
-            sequence: 0,
-            call: Call::Prepare {
-                cgroups: self.config.cgroups.clone(),
-                oom_score_adj: self.config.oom_score_adj,
-            },
+        let call = Call::Prepare {
+            cgroups: self.config.cgroups.clone(),
+            oom_score_adj: self.config.oom_score_adj,
         };
-        let packet =
-            postcard::to_allocvec(&request).map_err(|source| MonitorError::Plan { source })?;
-        let lost = |_closed| MonitorError::Lost { call: CALL };
-        socket::send(socket.as_fd(), &packet, &[]).map_err(lost)?;
-        let mut set = [PollFd::new(socket, PollFlags::IN)];
-        let ready = poll(&mut set, Some(FIRST_ANSWER)).map_err(MonitorError::io("poll"))?;
-        if ready == 0 {
-            return Err(MonitorError::Deadline {
-                call: CALL,
-                after: FIRST_ANSWER,
-            });
-        }
-        let mut buffer = vec![0; MAX_PACKET];
-        let received = socket::receive(socket.as_fd(), &mut buffer).map_err(lost)?;
-        match postcard::from_bytes(&buffer[..received.bytes]) {
-            Ok(Message::Reply {
-                reply: Reply::Done, ..
-            }) => Ok(()),
-            _ if received.bytes == 0 => Err(MonitorError::Lost { call: CALL }),
-            _ => Err(MonitorError::Unexpected { call: CALL }),
-        }
+        ask(socket, "prepare", call).map(drop)
+    }
+}
+
+/// A call to an idle monitor, which it answers by `Done`. Blocks.
+fn ask(socket: &OwnedFd, name: &'static str, call: Call) -> Result<Vec<OwnedFd>> {
+    let request = Request { sequence: 0, call };
+    let packet = postcard::to_allocvec(&request).map_err(|source| MonitorError::Plan { source })?;
+    let lost = |_closed| MonitorError::Lost { call: name };
+    socket::send(socket.as_fd(), &packet, &[]).map_err(lost)?;
+    let mut set = [PollFd::new(socket, PollFlags::IN)];
+    let ready = poll(&mut set, Some(FIRST_ANSWER)).map_err(MonitorError::io("poll"))?;
+    if ready == 0 {
+        return Err(MonitorError::Deadline {
+            call: name,
+            after: FIRST_ANSWER,
+        });
+    }
+    let mut buffer = vec![0; MAX_PACKET];
+    let received = socket::receive(socket.as_fd(), &mut buffer).map_err(lost)?;
+    match postcard::from_bytes(&buffer[..received.bytes]) {
+        Ok(Message::Reply { reply, .. }) => match reply {
+            Reply::Done => Ok(received.descriptors),
+            Reply::Failed(fault) => Err(MonitorError::Refused { call: name, fault }),
+            _ => Err(MonitorError::Unexpected { call: name }),
+        },
+        Err(_) if received.bytes == 0 => Err(MonitorError::Lost { call: name }),
+        _ => Err(MonitorError::Unexpected { call: name }),
     }
 }
 

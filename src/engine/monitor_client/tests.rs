@@ -335,6 +335,7 @@ fn process(args: &[&str]) -> ProcessPlan {
 fn exec_plan(args: &[&str]) -> ExecPlan {
     ExecPlan {
         cgroup: CgroupJoin::V1(vec![]),
+        user_namespace: None,
         process: process(args),
     }
 }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use crate::runtime::plan::{Context, DeviceNode, Fault, MountSource, Plan};
-use crate::sys::file::{self, AtFlags, FileType, Gid, Make, Mode, OFlags, Uid, makedev};
+use crate::sys::file::{self, AtFlags, FileType, Gid, Make, Mode, OFlags, Stat, Uid, makedev};
 use crate::sys::mount;
 
 use super::Step;
@@ -21,17 +21,58 @@ const LINKS: [(&str, &str); 6] = [
     ("core", "/proc/kcore"),
 ];
 
-/// Makes nodes and links, if `/dev` is ours.
-pub(super) fn make(plan: &Plan, root: BorrowedFd<'_>) -> Step {
+/// Whether `/dev` is ours.
+fn is_ours(plan: &Plan) -> bool {
     let ours = |source: &MountSource| matches!(source, MountSource::Filesystem { kind, .. } if kind == "tmpfs");
     // The last mount on /dev is what is seen.
     let on_dev = plan.mounts.iter().rev();
     let mut on_dev = on_dev.filter(|mount| mount.target.trim_end_matches('/') == "/dev");
-    if !on_dev.next().is_some_and(|mount| ours(&mount.source)) {
+    on_dev.next().is_some_and(|mount| ours(&mount.source))
+}
+
+/// Copies of the node's own nodes, one for each device of the plan: for a user namespace, in which no node can be made.
+pub(super) fn copies(plan: &Plan) -> Result<Vec<OwnedFd>, Fault> {
+    if !is_ours(plan) {
+        return Ok(Vec::new());
+    }
+    let copies = plan.devices.iter().map(|device| {
+        let shown = device.host_path.display().to_string();
+        let copy = mount::copy_tree(file::CWD, &device.host_path, false);
+        let copy = copy.context(STAGE, "open_tree", &shown)?;
+        let status = file::fstat(&copy).context(STAGE, "fstat", &shown)?;
+        if is_it(device, &status) {
+            Ok(copy)
+        } else {
+            let what = format_args!("{shown} is not the device that it was").to_string();
+            Err(Fault::check(STAGE, "check", what))
+        }
+    });
+    copies.collect()
+}
+
+fn is_it(device: &DeviceNode, status: &Stat) -> bool {
+    let kind = if device.block {
+        FileType::BlockDevice
+    } else {
+        FileType::CharacterDevice
+    };
+    status.st_rdev == makedev(device.major, device.minor)
+        && FileType::from_raw_mode(status.st_mode) == kind
+}
+
+/// Makes nodes and links, if `/dev` is ours. `copies`: what is bound instead of a node.
+pub(super) fn make(plan: &Plan, root: BorrowedFd<'_>, copies: Option<Vec<OwnedFd>>) -> Step {
+    if !is_ours(plan) {
         return Ok(());
     }
-    for device in &plan.devices {
-        node(device, root)?;
+    if let Some(copies) = copies {
+        for (device, copy) in plan.devices.iter().zip(copies) {
+            bind(device, copy.as_fd(), root)?;
+        }
+    } else {
+        for device in &plan.devices {
+            node(device, root)?;
+        }
     }
     let dev = file::open_in(
         root,
@@ -52,6 +93,21 @@ pub(super) fn make(plan: &Plan, root: BorrowedFd<'_>) -> Step {
 
 fn exists(error: std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::AlreadyExists
+}
+
+fn bind(device: &DeviceNode, copy: BorrowedFd<'_>, root: BorrowedFd<'_>) -> Step {
+    let path = Path::new(&device.path);
+    let target = file::make_in(root, path, Make::File);
+    let target = target.context(STAGE, "make mount point", &device.path)?;
+    let status = file::fstat(&target).context(STAGE, "fstat", &device.path)?;
+    if is_it(device, &status) {
+        return Ok(());
+    }
+    if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
+        let what = format_args!("{} exists and is something else", device.path).to_string();
+        return Err(Fault::check(STAGE, "check", what));
+    }
+    mount::attach(copy, target.as_fd()).context(STAGE, "move_mount", &device.path)
 }
 
 fn node(device: &DeviceNode, root: BorrowedFd<'_>) -> Step {

@@ -4,8 +4,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use crate::runtime::create::CreateRequest;
-use crate::runtime::plan::{CgroupJoin, Context, Fault, NamespaceSource, Namespaces};
-use crate::sys::file::{self, CWD};
+use crate::runtime::plan::{
+    CgroupJoin, Context, Fault, MountSource, NamespaceSource, Namespaces, Plan,
+};
+use crate::sys::file::{self, AtFlags, CWD, Gid, Mode, OFlags, Uid};
 use crate::sys::ns::{self, flag};
 
 use super::Step;
@@ -21,6 +23,43 @@ pub(super) fn cgroups(join: &CgroupJoin, joined: bool) -> Step {
         let path = directory.join("cgroup.procs");
         // "0" is the writer itself, in whatever PID namespace.
         file::write_kernel(CWD, &path, b"0").context("cgroup", "write", path.display())?;
+    }
+    Ok(())
+}
+
+/// Gives a cgroup that the container may write to the root of its user namespace: what the kernel names as fit for that,
+/// which are no limits. Version 2 only.
+pub(super) fn delegate(plan: &Plan, (uid, gid): (u32, u32)) -> Step {
+    const STAGE: &str = "cgroup";
+    let writable = plan.mounts.iter().any(|mount| {
+        let cgroup = |kind: &str| kind == "cgroup2";
+        !mount.attributes.readonly
+            && matches!(&mount.source, MountSource::Filesystem { kind, .. } if cgroup(kind))
+    });
+    let (CgroupJoin::V2(directory), true) = (&plan.cgroup, writable) else {
+        return Ok(());
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let shown = directory.display().to_string();
+    let fd = file::open(directory, flags, Mode::empty()).context(STAGE, "open", &shown)?;
+    // Linux 4.15; before, and where sysfs is not mounted, these three.
+    let names = std::fs::read_to_string("/sys/kernel/cgroup/delegate");
+    let names =
+        names.unwrap_or_else(|_| "cgroup.procs\ncgroup.threads\ncgroup.subtree_control".into());
+    let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+    for name in names.lines().chain([""]) {
+        match file::chownat(&fd, name, uid, gid, AtFlags::EMPTY_PATH) {
+            Ok(()) => {}
+            Err(error) if std::io::Error::from(error).kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(Fault::call(
+                    STAGE,
+                    "fchownat",
+                    format_args!("{shown}/{name}"),
+                    &error.into(),
+                ));
+            }
+        }
     }
     Ok(())
 }
@@ -79,9 +118,15 @@ pub(super) fn new(namespaces: &Namespaces) -> Step {
     ns::unshare(flags).context("namespace", "unshare", format_args!("{flags:#x}"))
 }
 
-/// Enters all namespaces of a container's first process but PID (settled at the clone) and user.
-pub(super) fn all_of(container: BorrowedFd<'_>) -> Step {
-    let flags = flag::MOUNT | flag::NETWORK | flag::IPC | flag::UTS | flag::CGROUP;
+/// A mount namespace alone, still the node's root's: for what is done before the user namespace is entered.
+pub(super) fn mounts() -> Step {
+    ns::unshare(flag::MOUNT).context("namespace", "unshare", "mount")
+}
+
+/// Enters all namespaces of a container's first process but PID (settled at the clone); the user namespace where `user` is
+/// its flag, not 0.
+pub(super) fn all_of(container: BorrowedFd<'_>, user: i32) -> Step {
+    let flags = flag::MOUNT | flag::NETWORK | flag::IPC | flag::UTS | flag::CGROUP | user;
     ns::enter(container, flags).context("namespace", "setns", "namespaces of the container")
 }
 

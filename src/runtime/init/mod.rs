@@ -6,14 +6,20 @@
 //! ```text
 //! streams, plan, cgroup, oom_score_adj        on the host's mounts
 //! join namespaces, unshare the rest
-//! host name, sysctls                          by a procfs of our own, mounted nowhere
 //! copies of what is bound                     while the host's paths are in sight, peers kept
-//! everything private; root, pivot             the host is gone from here on
+//! everything private; root and image volumes  made, not attached yet
+//! host name, sysctls                          by a procfs of our own, mounted nowhere
+//! pivot                                       the host is gone from here on
 //! mounts, devices, volumes, masks             by descriptor, inside the root
 //! user, cwd, terminal, limits, capabilities
 //! -> Ready ... start byte ->                  see `create`
 //! seccomp, exec
 //! ```
+//!
+//! In a pod with a user namespace the first part is done by the node's root, in a mount namespace for that alone: layers and
+//! volumes are mapped, devices copied. Then the process enters the user namespace, becomes its root, goes on as a sibling
+//! where it is to be the first of a PID namespace, and only now makes the new namespaces, which are the pod's own. procfs and
+//! sysfs are mounted before the pivot: the kernel wants to see the node's, uncovered, in the mount namespace.
 mod copy;
 mod devices;
 mod join;
@@ -36,8 +42,9 @@ use crate::runtime::exec::ExecRequest;
 use crate::runtime::plan::{
     Context, ExecPlan, Fault, MountSource, NamespaceSource, Plan, Preamble, Report, Rootfs,
 };
+use crate::runtime::userns;
 use crate::sys::file::{self, Make, Mode, OFlags};
-use crate::sys::{credentials, fd, memfd, mount, socket};
+use crate::sys::{clone, credentials, fd, memfd, mount, ns, socket};
 
 /// Largest plan in bytes.
 const MAX_PLAN: usize = 16 * 1024 * 1024;
@@ -75,6 +82,16 @@ fn decode<T: DeserializeOwned>(plan: BorrowedFd<'_>) -> Result<T, Fault> {
     postcard::from_bytes(rest).map_err(bad)
 }
 
+/// A container's or pause's process, prepared as the node's root: what is left needs the new namespaces only.
+struct Inside {
+    plan: Plan,
+    host: mounts::Host,
+    /// Absent for pause.
+    root: Option<OwnedFd>,
+    /// The namespaces are not made yet: this happens inside the user namespace.
+    owned: bool,
+}
+
 fn follow(
     request: &CreateRequest<'_>,
     control: BorrowedFd<'_>,
@@ -85,39 +102,105 @@ fn follow(
     file::set_umask(0);
     join::cgroups(&plan.cgroup, joined)?;
     process::set_oom_score(&plan.process)?;
-    credentials::join_new_session_keyring().context("process", "keyctl", "session keyring")?;
+    let owner = request.user.zip(plan.namespaces.root());
     join::existing(&plan.namespaces, request)?;
     let shm = take_pod_shm(&plan, request)?;
-    join::new(&plan.namespaces)?;
-    if !plan.hostname.is_empty() && plan.namespaces.uts == NamespaceSource::New {
-        credentials::set_host_name(&plan.hostname).context(
-            "namespace",
-            "sethostname",
-            &plan.hostname,
-        )?;
+    if let Some((_, root)) = owner {
+        userns::give_streams(root)?;
+        join::delegate(&plan, root)?;
+        join::mounts()?;
+    } else {
+        join::new(&plan.namespaces)?;
     }
-    let proc = ProcFs::for_plan(&plan)?;
-    set_sysctls(&plan, &proc)?;
-    if let Rootfs::Pause { shm_size } = plan.rootfs {
-        return pause(&plan, shm_size, control);
-    }
-    let mut host = mounts::Host::gather(&plan, shm, proc)?;
+    let user = owner.map(|(user, _)| user);
+    let mut host = mounts::Host::gather(&plan, shm, user)?;
     mount::make_all_private().context("rootfs", "mount_setattr", "/")?;
-    host.gather_images(&plan)?;
-    let mut root = rootfs::enter(&plan.rootfs, &plan.masked_paths)?;
-    let (terminal, host) = furnish(&plan, host, &mut root)?;
-    let user = user::look_up(root.fd.as_fd(), &plan.process.user)?;
-    let cwd = process::open_cwd(root.fd.as_fd(), &plan.process.cwd, process::Cwd::Make)?;
-    rootfs::seal(&plan, &root)?;
-    process::enter_cwd(cwd, &plan.process.cwd)?;
-    process::Ending {
-        plan: &plan.process,
-        user,
-        control,
-        terminal,
-        proc: host.into_proc(),
+    if let Some(user) = user {
+        rootfs::map_layers(&plan, user)?;
     }
-    .run()
+    let root = rootfs::build(&plan.rootfs, user)?;
+    host.gather_images(&plan)?;
+    let own_pid = plan.namespaces.pid == NamespaceSource::New;
+    let inside = Inside {
+        plan,
+        host,
+        root,
+        owned: user.is_some(),
+    };
+    let Some(user) = user else {
+        return inside.go_on(control);
+    };
+    process::limit_and_tune(&inside.plan.process)?;
+    userns::enter(user)?;
+    if own_pid {
+        inside.go_on_as_sibling(control)
+    } else {
+        inside.go_on(control)
+    }
+}
+
+impl Inside {
+    /// Goes on as the first process of a new PID namespace, of which the monitor hears here.
+    fn go_on_as_sibling(self, control: BorrowedFd<'_>) -> Result<process::Abandoned, Fault> {
+        const STAGE: &str = "clone";
+        let work = || {
+            let heard = socket::receive(control, &mut [0; 8]);
+            let outcome = match heard.context(STAGE, "recvmsg", "control") {
+                Ok(packet) if packet.bytes > 0 => self.go_on(control),
+                Ok(_closed) => Ok(process::Abandoned),
+                Err(fault) => Err(fault),
+            };
+            finish(control, outcome)
+        };
+        let sibling = clone::fork_sibling(ns::flag::PID, work);
+        let sibling = sibling.context(STAGE, "clone3", "CLONE_NEWPID | CLONE_PARENT")?;
+        let report = Report::Moved { pid: sibling.pid };
+        let packet =
+            postcard::to_allocvec(&report).map_err(|e| Fault::check(STAGE, "encode", e))?;
+        // Where nobody hears it, the sibling does not go on.
+        socket::send(control, &packet, &[sibling.pidfd.as_fd()])
+            .context(STAGE, "sendmsg", "control")?;
+        Ok(process::Abandoned)
+    }
+
+    fn go_on(mut self, control: BorrowedFd<'_>) -> Result<process::Abandoned, Fault> {
+        let plan = &self.plan;
+        if self.owned {
+            join::new(&plan.namespaces)?;
+            mount::make_all_private().context("rootfs", "mount_setattr", "/")?;
+        }
+        credentials::join_new_session_keyring().context("process", "keyctl", "session keyring")?;
+        if !plan.hostname.is_empty() && plan.namespaces.uts == NamespaceSource::New {
+            credentials::set_host_name(&plan.hostname).context(
+                "namespace",
+                "sethostname",
+                &plan.hostname,
+            )?;
+        }
+        let proc = ProcFs::for_plan(plan)?;
+        set_sysctls(plan, &proc)?;
+        if let Rootfs::Pause { shm_size } = plan.rootfs {
+            return pause(plan, shm_size, control);
+        }
+        self.host.mount_kernel_filesystems(plan)?;
+        let root = self.root.take();
+        let root = root.ok_or_else(|| Fault::check("rootfs", "check", "none was made"))?;
+        let mut root = rootfs::enter(root, &plan.rootfs, &plan.masked_paths)?;
+        let terminal = furnish(plan, self.host, &mut root)?;
+        let user = user::look_up(root.fd.as_fd(), &plan.process.user)?;
+        let cwd = process::open_cwd(root.fd.as_fd(), &plan.process.cwd, process::Cwd::Make)?;
+        rootfs::seal(plan, &root)?;
+        process::enter_cwd(cwd, &plan.process.cwd)?;
+        process::Ending {
+            plan: &plan.process,
+            user,
+            control,
+            terminal,
+            proc: proc.0,
+            tuned: self.owned,
+        }
+        .run()
+    }
 }
 
 /// Mounts and nodes below the new root; the terminal, if the process has one.
@@ -125,9 +208,9 @@ fn furnish(
     plan: &Plan,
     mut host: mounts::Host,
     root: &mut rootfs::Root,
-) -> Result<(Option<crate::sys::pty::Pty>, mounts::Host), Fault> {
+) -> Result<Option<crate::sys::pty::Pty>, Fault> {
     mounts::attach_all(plan, &mut host, root.fd.as_fd())?;
-    devices::make(plan, root.fd.as_fd())?;
+    devices::make(plan, root.fd.as_fd(), host.devices)?;
     let terminal = if plan.process.terminal {
         let pty = process::open_terminal(root.fd.as_fd())?;
         devices::bind_console(root.fd.as_fd(), pty.slave.as_fd())?;
@@ -137,7 +220,7 @@ fn furnish(
     };
     masks::hide(&plan.masked_paths, root)?;
     masks::protect(&plan.readonly_paths, root.fd.as_fd())?;
-    Ok((terminal, host))
+    Ok(terminal)
 }
 
 fn follow_exec(
@@ -150,8 +233,15 @@ fn follow_exec(
     file::set_umask(0);
     join::cgroups(&plan.cgroup, joined)?;
     process::set_oom_score(&plan.process)?;
+    if let Some(root) = plan.user_namespace {
+        userns::give_streams(root)?;
+        process::limit_and_tune(&plan.process)?;
+        join::all_of(request.container, ns::flag::USER)?;
+        userns::become_root()?;
+    } else {
+        join::all_of(request.container, 0)?;
+    }
     credentials::join_new_session_keyring().context("process", "keyctl", "session keyring")?;
-    join::all_of(request.container)?;
     let proc = if plan.process.apparmor.is_empty() && plan.process.selinux.is_empty() {
         ProcFs(None)
     } else {
@@ -172,6 +262,7 @@ fn follow_exec(
         control,
         terminal,
         proc: proc.0,
+        tuned: plan.user_namespace.is_some(),
     }
     .run()
 }
@@ -190,11 +281,9 @@ impl ProcFs {
     }
 
     fn for_plan(plan: &Plan) -> Result<Self, Fault> {
-        let idmapped = |source: &MountSource| matches!(source, MountSource::Bind { uid_mappings, .. } if !uid_mappings.is_empty());
         let needed = !plan.sysctls.is_empty()
             || !plan.process.apparmor.is_empty()
-            || !plan.process.selinux.is_empty()
-            || plan.mounts.iter().any(|mount| idmapped(&mount.source));
+            || !plan.process.selinux.is_empty();
         if needed { Self::new() } else { Ok(Self(None)) }
     }
 }

@@ -5,11 +5,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use crate::runtime::plan::{
-    Context, Fault, MountAttributes, MountPlan, MountPropagation, MountSource, Plan,
+    Context, Fault, IdMappings, MountAttributes, MountPlan, MountPropagation, MountSource, Plan,
 };
+use crate::runtime::userns;
 use crate::sys::file::{self, FileType, Make, Mode, OFlags, PROC_SUPER_MAGIC};
 use crate::sys::mount::{self, Change, Filesystem, attribute, propagation};
-use crate::sys::{clone, fd, ns, process};
 
 use super::rootfs::{attach_at_top, make_readonly, overlay, tmpfs};
 use super::{ProcFs, Step, copy};
@@ -34,24 +34,26 @@ pub(super) struct Host {
     sources: Vec<Source>,
     /// For each declared volume: its empty directory on the host.
     volumes: Vec<Option<OwnedFd>>,
-    proc: ProcFs,
+    /// In a user namespace, where none can be made: a copy of each device of the plan.
+    pub(super) devices: Option<Vec<OwnedFd>>,
 }
 
 enum Source {
     /// Made at its turn.
     Later,
-    /// A copy of a tree, or an image's overlay.
+    /// A copy of a tree, an image's overlay, or procfs or sysfs.
     Tree(OwnedFd),
     /// One tree for each v1 hierarchy.
     Hierarchies(Vec<OwnedFd>),
 }
 
 impl Host {
-    /// Copies all that is bound, still in its peer groups.
+    /// Copies all that is bound, still in its peer groups, and maps the ids of what is to be mapped. `user`: the user
+    /// namespace that the process will be in, if it is not the node's.
     pub(super) fn gather(
         plan: &Plan,
         mut shm: Option<OwnedFd>,
-        proc: ProcFs,
+        user: Option<BorrowedFd<'_>>,
     ) -> Result<Self, Fault> {
         let mut sources = Vec::with_capacity(plan.mounts.len());
         for mount in &plan.mounts {
@@ -60,10 +62,19 @@ impl Host {
                     path,
                     recursive,
                     propagation,
-                    ..
+                    uid_mappings,
+                    gid_mappings,
                 } => {
                     check_propagation(path, *propagation)?;
-                    Source::Tree(tree(path, *recursive)?)
+                    let tree = tree(path, *recursive)?;
+                    if !uid_mappings.is_empty() {
+                        let of_pod = &plan.namespaces;
+                        let same = (uid_mappings, gid_mappings)
+                            == (&of_pod.uid_mappings, &of_pod.gid_mappings);
+                        let user = user.filter(|_| same);
+                        map_ids(tree.as_fd(), user, (uid_mappings, gid_mappings), path)?;
+                    }
+                    Source::Tree(tree)
                 }
                 MountSource::PodShm => {
                     let taken = || Fault::check(STAGE, "pod /dev/shm", "mounted twice");
@@ -81,8 +92,20 @@ impl Host {
         Ok(Self {
             sources,
             volumes: volumes.collect::<Result<_, _>>()?,
-            proc,
+            devices: user.map(|_| super::devices::copies(plan)).transpose()?,
         })
+    }
+
+    /// Mounts procfs and sysfs, attached nowhere, while those of the node are in sight.
+    pub(super) fn mount_kernel_filesystems(&mut self, plan: &Plan) -> Step {
+        for (mount, source) in plan.mounts.iter().zip(&mut self.sources) {
+            if let MountSource::Filesystem { kind, options } = &mount.source
+                && matches!(kind.as_str(), "proc" | "sysfs")
+            {
+                *source = Source::Tree(new_filesystem(mount, kind, options)?);
+            }
+        }
+        Ok(())
     }
 
     /// Mounts image volumes; everything is private by now, so that they may be attached for a moment.
@@ -93,11 +116,6 @@ impl Host {
             }
         }
         Ok(())
-    }
-
-    /// The procfs of our own, for what is written right before exec.
-    pub(super) fn into_proc(self) -> Option<OwnedFd> {
-        self.proc.0
     }
 }
 
@@ -140,6 +158,8 @@ fn image(lower: &[std::path::PathBuf], sub_path: &str) -> Result<OwnedFd, Fault>
         sub_path,
     )?;
     make_readonly(copy.as_fd(), false)?;
+    // Nothing may be left over the root: in a mount namespace made of this one it could not be taken away.
+    mount::detach(whole.as_fd()).context("image volume", "umount2", "/")?;
     Ok(copy)
 }
 
@@ -152,7 +172,7 @@ pub(super) fn attach_all(plan: &Plan, host: &mut Host, root: BorrowedFd<'_>) -> 
                 attach_volume(host, number, path, root)?;
             }
         }
-        attach(mount, source, &host.proc, root)?;
+        attach(mount, source, root)?;
     }
     for (number, (_, path)) in plan.declared_volumes.iter().enumerate() {
         attach_volume(host, number, path, root)?;
@@ -171,10 +191,16 @@ fn attach_volume(host: &mut Host, number: usize, path: &str, root: BorrowedFd<'_
     set_propagation(volume.as_fd(), MountPropagation::Private, path)
 }
 
-fn attach(plan: &MountPlan, source: Source, proc: &ProcFs, root: BorrowedFd<'_>) -> Step {
+fn attach(plan: &MountPlan, source: Source, root: BorrowedFd<'_>) -> Step {
     let path = &plan.target;
     match (&plan.source, source) {
-        (MountSource::Filesystem { kind, options }, _) => filesystem(plan, kind, options, root),
+        (MountSource::Filesystem { kind, options }, made) => {
+            let mounted = match made {
+                Source::Tree(mounted) => mounted,
+                _ => new_filesystem(plan, kind, options)?,
+            };
+            place_filesystem(mounted.as_fd(), kind, path, root)
+        }
         (MountSource::CgroupV1(list), Source::Hierarchies(trees)) => {
             let names = list.iter().map(|(_, name)| name.as_str());
             hierarchies(plan, names.zip(trees), root)
@@ -190,7 +216,7 @@ fn attach(plan: &MountPlan, source: Source, proc: &ProcFs, root: BorrowedFd<'_>)
             let target = make(root, path, kind)?;
             same_kind(&target, directory, path)?;
             refuse_special_for(&target, path, root, tree.as_fd())?;
-            bind(plan, source, tree.as_fd(), target.as_fd(), proc)
+            bind(plan, source, tree.as_fd(), target.as_fd())
         }
         _ => Err(Fault::check(
             STAGE,
@@ -288,22 +314,12 @@ fn bind(
     source: &MountSource,
     tree: BorrowedFd<'_>,
     target: BorrowedFd<'_>,
-    proc: &ProcFs,
 ) -> Step {
     let path = &plan.target;
-    let mut wanted = MountPropagation::Private;
-    if let MountSource::Bind {
-        propagation,
-        uid_mappings,
-        gid_mappings,
-        ..
-    } = source
-    {
-        wanted = *propagation;
-        if !uid_mappings.is_empty() || !gid_mappings.is_empty() {
-            map_ids(tree, uid_mappings, gid_mappings, proc, path)?;
-        }
-    }
+    let wanted = match source {
+        MountSource::Bind { propagation, .. } => *propagation,
+        _ => MountPropagation::Private,
+    };
     let dress = || -> Step {
         set_propagation(tree, wanted, path)?;
         let mut set = attributes_of(plan.attributes);
@@ -334,13 +350,11 @@ fn bind(
     dress()
 }
 
-fn filesystem(
+fn new_filesystem(
     plan: &MountPlan,
     kind: &str,
     options: &[(String, String)],
-    root: BorrowedFd<'_>,
-) -> Step {
-    let path = &plan.target;
+) -> Result<OwnedFd, Fault> {
     let mut attributes = attributes_of(plan.attributes);
     let filesystem = Filesystem::open(kind).context(STAGE, "fsopen", kind)?;
     for (key, value) in options {
@@ -358,17 +372,20 @@ fn filesystem(
             )?,
         }
     }
-    let mounted = filesystem.mount(attributes).map_err(|error| {
+    filesystem.mount(attributes).map_err(|error| {
         let what = format_args!("{kind} {}", filesystem.explain()).to_string();
         Fault::call(STAGE, "fsmount", what.trim_end(), &error)
-    })?;
+    })
+}
+
+fn place_filesystem(mounted: BorrowedFd<'_>, kind: &str, path: &str, root: BorrowedFd<'_>) -> Step {
     let target = if matches!(kind, "proc" | "sysfs" | "cgroup2") {
         plain_directory(root, path)?
     } else {
         make(root, path, Make::Directory)?
     };
     refuse_special(&target, path, root)?;
-    mount::attach(mounted.as_fd(), target.as_fd()).context(STAGE, "move_mount", path)
+    mount::attach(mounted, target.as_fd()).context(STAGE, "move_mount", path)
 }
 
 /// A mount point that the image must not have turned into a link: where `/proc` and `/sys` go, labels and limits are
@@ -418,52 +435,22 @@ fn hierarchies<'a>(
     Ok(())
 }
 
-/// Maps the ids of a detached tree: a short-lived child lends its user namespace.
+/// Maps the ids of a detached tree by `user`, or by a namespace that a short-lived child lends.
 fn map_ids(
     tree: BorrowedFd<'_>,
-    uids: &[(u32, u32, u32)],
-    gids: &[(u32, u32, u32)],
-    proc: &ProcFs,
-    path: &str,
+    user: Option<BorrowedFd<'_>>,
+    (uids, gids): (&IdMappings, &IdMappings),
+    path: &Path,
 ) -> Step {
-    const STAGE: &str = "idmap";
-    let missing = || Fault::check(STAGE, "procfs", "not mounted");
-    let proc = proc.0.as_ref().ok_or_else(missing)?;
-    let (reader, writer) = fd::pipe().context(STAGE, "pipe2", "")?;
-    let child = clone::fork_into(ns::flag::USER, &[reader.as_fd()], || {
-        // End of file: the parent has what it wants, or is gone.
-        let _end = fd::read(reader.as_fd(), &mut [0]);
-        0
-    })
-    .context(STAGE, "clone3", "CLONE_NEWUSER")?;
-    let namespace = user_namespace(proc.as_fd(), child.pid, uids, gids);
-    drop(writer);
-    let _ended = process::wait(child.pidfd.as_fd());
-    let namespace = namespace?;
-    let change = Change {
-        set: attribute::IDMAP,
-        user_namespace: Some(namespace.as_fd()),
-        recursive: true,
-        ..Change::default()
+    let shown = path.display().to_string();
+    let lent;
+    let user = if let Some(user) = user {
+        user
+    } else {
+        let missing = || Fault::check("idmap", "procfs", "not mounted");
+        let proc = ProcFs::new()?.0.ok_or_else(missing)?;
+        lent = userns::lend(proc.as_fd(), uids, gids)?;
+        lent.as_fd()
     };
-    mount::change(tree, &change).context(STAGE, "mount_setattr(MOUNT_ATTR_IDMAP)", path)
-}
-
-fn user_namespace(
-    proc: BorrowedFd<'_>,
-    pid: u32,
-    uids: &[(u32, u32, u32)],
-    gids: &[(u32, u32, u32)],
-) -> Result<OwnedFd, Fault> {
-    for (name, mappings) in [("uid_map", uids), ("gid_map", gids)] {
-        let lines = mappings.iter();
-        let lines = lines.map(|(inside, outside, length)| format!("{inside} {outside} {length}\n"));
-        let text: String = lines.collect();
-        let path = format!("{pid}/{name}");
-        file::write_kernel(proc, Path::new(&path), text.as_bytes())
-            .context("idmap", "write", name)?;
-    }
-    let path = format!("{pid}/ns/user");
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    file::openat(proc, path, flags, Mode::empty()).context("idmap", "open", "ns/user")
+    userns::map(tree, user, &shown)
 }

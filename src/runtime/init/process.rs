@@ -93,6 +93,8 @@ pub(super) struct Ending<'a> {
     pub(super) terminal: Option<Pty>,
     /// A procfs of our own, where a security module needs it.
     pub(super) proc: Option<OwnedFd>,
+    /// [`limit_and_tune`] was done.
+    pub(super) tuned: bool,
 }
 
 impl Ending<'_> {
@@ -106,15 +108,9 @@ impl Ending<'_> {
         let image = self.image()?;
         self.own_streams()?;
         label(plan, self.proc.as_ref())?;
-        for (resource, soft, hard) in &plan.rlimits {
-            let what = format_args!("limit {resource} to {soft}:{hard}").to_string();
-            credentials::set_limit(*resource, *soft, *hard).context(
-                "process",
-                "prlimit64",
-                what,
-            )?;
+        if !self.tuned {
+            limit_and_tune(plan)?;
         }
-        tune(&plan.tuning)?;
         file::set_umask(plan.umask.unwrap_or(0o022));
         let last = become_user(plan, &self.user)?;
         credentials::set_not_dumpable().context("process", "prctl", "PR_SET_DUMPABLE")?;
@@ -181,7 +177,15 @@ impl Ending<'_> {
     }
 }
 
-/// Priorities and memory policy: they need capabilities that the user may not have.
+/// Limits, priorities and memory policy: they need capabilities that the user may not have, nor any user namespace.
+pub(super) fn limit_and_tune(plan: &ProcessPlan) -> Step {
+    for (resource, soft, hard) in &plan.rlimits {
+        let what = format_args!("limit {resource} to {soft}:{hard}").to_string();
+        credentials::set_limit(*resource, *soft, *hard).context("process", "prlimit64", what)?;
+    }
+    tune(&plan.tuning)
+}
+
 fn tune(tuning: &Tuning) -> Step {
     if let Some((class, level)) = tuning.io_priority {
         scheduling::set_io_priority(class, level).context(

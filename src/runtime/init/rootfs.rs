@@ -1,12 +1,14 @@
 //! The root filesystem: made detached, attached over the old root in a private mount namespace, entered with
 //! `pivot_root(2)`; nothing of it is ever visible on the host.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::runtime::plan::{Context, Fault, MountPropagation, Plan, Rootfs};
+use crate::runtime::plan::{Context, Fault, MountPropagation, MountSource, Plan, Rootfs};
+use crate::runtime::userns;
 use crate::sys::mount::{self, Change, Filesystem, attribute, propagation};
 
 use super::masks::Masks;
@@ -22,11 +24,13 @@ pub(super) struct Root {
     pub(super) masks: Masks,
 }
 
-/// Mounts the root and moves into it. Everything is private by now.
-pub(super) fn enter(rootfs: &Rootfs, masked: &[String]) -> Result<Root, Fault> {
-    let masks = Masks::prepare(masked)?;
-    let fd = match rootfs {
-        Rootfs::Pause { .. } => return Err(Fault::check(STAGE, "pause", "not here")),
+/// Makes the root, attached nowhere; none for pause. Everything is private by now. `user`: whose mappings a directory takes.
+pub(super) fn build(
+    rootfs: &Rootfs,
+    user: Option<BorrowedFd<'_>>,
+) -> Result<Option<OwnedFd>, Fault> {
+    match rootfs {
+        Rootfs::Pause { .. } => Ok(None),
         Rootfs::Overlay {
             lower,
             upper,
@@ -37,9 +41,55 @@ pub(super) fn enter(rootfs: &Rootfs, masked: &[String]) -> Result<Root, Fault> {
             lower,
             upper.as_deref().map(|upper| (upper, work.as_path())),
             *volatile,
-        )?,
-        Rootfs::Directory { path, .. } => directory(path)?,
+        )
+        .map(Some),
+        Rootfs::Directory { path, .. } => {
+            let tree = directory(path)?;
+            if let Some(user) = user {
+                userns::map(tree.as_fd(), user, &path.display().to_string())?;
+            }
+            Ok(Some(tree))
+        }
+    }
+}
+
+/// Mounts the directories that hold the plan's layers over themselves, their ids mapped: an overlay is made of what its layers'
+/// paths lead to. Only in this mount namespace, which is private and goes away.
+pub(super) fn map_layers(plan: &Plan, user: BorrowedFd<'_>) -> Step {
+    let (of_root, upper) = match &plan.rootfs {
+        Rootfs::Overlay { lower, upper, .. } => (lower.as_slice(), upper.as_deref()),
+        Rootfs::Pause { .. } | Rootfs::Directory { .. } => (&[][..], None),
     };
+    let of_images = plan.mounts.iter().flat_map(|mount| match &mount.source {
+        MountSource::Image { lower, .. } => lower.as_slice(),
+        _ => &[],
+    });
+    // One mount for all layers of a directory, unless the writable layer, which is not mapped, is below it too.
+    let place = |layer: &'_ PathBuf| -> PathBuf {
+        let parent = layer.parent().unwrap_or(layer);
+        let alone = upper.is_some_and(|upper| upper.starts_with(parent));
+        if alone { layer } else { parent }.to_owned()
+    };
+    let places: BTreeSet<PathBuf> = of_root.iter().chain(of_images).map(place).collect();
+    // All before the first is attached: what is mapped is not mapped again.
+    let mut trees = Vec::with_capacity(places.len());
+    for place in &places {
+        let tree = directory(place)?;
+        userns::map(tree.as_fd(), user, &place.display().to_string())?;
+        trees.push(tree);
+    }
+    // In order of paths: what lies above comes first.
+    for (place, tree) in places.iter().zip(trees) {
+        let target = open_host(place, STAGE)?;
+        let attached = mount::attach(tree.as_fd(), target.as_fd());
+        attached.context(STAGE, "move_mount", place.display())?;
+    }
+    Ok(())
+}
+
+/// Moves into the root that [`build`] made.
+pub(super) fn enter(fd: OwnedFd, rootfs: &Rootfs, masked: &[String]) -> Result<Root, Fault> {
+    let masks = Masks::prepare(masked)?;
     pivot_into(fd.as_fd())?;
     if matches!(rootfs, Rootfs::Overlay { upper: None, .. }) {
         // At once: not even a mount point may be made in a shared layer.

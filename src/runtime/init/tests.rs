@@ -1,5 +1,7 @@
 //! Plans become processes for real: as root, in namespaces of their own, from a directory with busybox.
 
+mod userns;
+
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -236,10 +238,11 @@ fn receive(spawned: &Spawned) -> Received {
 }
 
 /// Follows a process from its clone to its end, with what it prints.
-fn complete(spawned: Spawned, reader: OwnedFd) -> Outcome {
+fn complete(mut spawned: Spawned, reader: OwnedFd) -> Outcome {
     let (mut ready, mut fault, mut master) = (None, None, None);
     loop {
         match receive(&spawned) {
+            Received::Moved { pid, pidfd } => spawned = userns::moved(spawned, pid, pidfd),
             Received::Report(Report::Failed(failed), _) => fault = Some(failed),
             Received::Report(report, terminal) => {
                 ready = Some(report);
@@ -273,15 +276,18 @@ fn readable_or_hung(fd: std::os::fd::BorrowedFd<'_>) {
     readable(fd);
 }
 
+#[derive(Clone, Copy)]
 struct Pod<'a> {
     pause: Option<&'a Spawned>,
     network: Option<&'a OwnedFd>,
+    user: Option<&'a OwnedFd>,
     target: Option<&'a Spawned>,
 }
 
 const NO_POD: Pod<'static> = Pod {
     pause: None,
     network: None,
+    user: None,
     target: None,
 };
 
@@ -297,6 +303,7 @@ fn spawn_in(pod: &Pod<'_>, plan: &Plan) -> (Result<Spawned, Fault>, OwnedFd) {
         plan: plan.as_fd(),
         pause: pod.pause.map(|pause| pause.pidfd.as_fd()),
         network: pod.network.map(AsFd::as_fd),
+        user: pod.user.map(AsFd::as_fd),
         target: pod.target.map(|target| target.pidfd.as_fd()),
         stdio: [null.as_fd(), writer.as_fd(), writer.as_fd()],
     });
@@ -314,8 +321,17 @@ fn run(plan: &Plan, check: impl FnOnce(Outcome)) {
 }
 
 fn execute(container: &Spawned, process: ProcessPlan) -> Outcome {
+    execute_as(container, process, None)
+}
+
+fn execute_as(
+    container: &Spawned,
+    process: ProcessPlan,
+    user_namespace: Option<(u32, u32)>,
+) -> Outcome {
     let plan = ExecPlan {
         cgroup: CgroupJoin::V1(Vec::new()),
+        user_namespace,
         process,
     };
     let plan = memfd::sealed("exec", &plan.encode().unwrap()).unwrap();
@@ -986,6 +1002,7 @@ fn more_processes_in_a_container() {
         assert_eq!(end(&container), Exit::Signal(9));
         let late = ExecPlan {
             cgroup: CgroupJoin::V1(Vec::new()),
+            user_namespace: None,
             process: process("true"),
         };
         let late = memfd::sealed("exec", &late.encode().unwrap()).unwrap();

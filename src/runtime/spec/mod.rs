@@ -25,6 +25,7 @@ pub(crate) mod process;
 pub(crate) mod resources;
 pub(crate) mod security;
 pub(crate) mod user;
+pub(crate) mod userns;
 
 #[cfg(test)]
 mod tests;
@@ -145,8 +146,10 @@ pub(crate) fn container(input: &ContainerInput<'_>, host: &HostFacts) -> Result<
     let (device_nodes, mut device_rules) = devices::of_container(input, mounts.own_dev);
     let (masked_paths, readonly_paths) = security::hidden_paths(&config.security)?;
     let (process, seccomp) = process_of_container(input, &resources, host)?;
+    let namespaces = namespaces::of_container(input)?;
+    userns::check_user(&process.user, &namespaces)?;
     let mut plan = Plan {
-        namespaces: namespaces::of_container(input)?,
+        namespaces,
         cgroup: input.cgroup_join.clone(),
         hostname: String::new(),
         sysctls: vec![],
@@ -312,6 +315,7 @@ pub(crate) fn sandbox(input: &SandboxInput<'_>, host: &HostFacts) -> Result<Buil
         umask: None,
         tuning: Tuning::default(),
     };
+    userns::check_user(&process.user, &namespaces)?;
     let own_uts = security.namespaces.network != NamespaceMode::Node;
     let plan = Plan {
         namespaces,
@@ -371,6 +375,7 @@ pub(crate) fn exec(plan: &Plan, command: Vec<String>, terminal: bool) -> Result<
     process.env = env.0;
     Ok(ExecPlan {
         cgroup: plan.cgroup.clone(),
+        user_namespace: plan.namespaces.root(),
         process,
     })
 }

@@ -11,6 +11,7 @@ use crate::runtime::plan::{CgroupJoin, MountAttributes, MountPlan, MountPropagat
 use crate::runtime::spec::ContainerInput;
 use crate::runtime::spec::error::{Result, SpecError};
 use crate::runtime::spec::host::{CgroupHost, HostFacts};
+use crate::runtime::spec::userns::{is_mapped, plan_mappings};
 
 /// Files of procfs that a volume may cover (lxcfs does that); all else below `/proc` is refused.
 const PROC_FILES: [&str; 9] = [
@@ -24,6 +25,8 @@ const PROC_FILES: [&str; 9] = [
     "/proc/swaps",
     "/proc/uptime",
 ];
+/// Group of terminals, as a number and as an option.
+const TTY_GROUP: (u32, &str) = (5, "5");
 const ABSOLUTE: &str = "use an absolute path";
 
 /// An absolute path without `.`, `..`, double and trailing slashes; text only.
@@ -158,12 +161,12 @@ fn own(input: &ContainerInput<'_>, host: &HostFacts) -> Vec<MountPlan> {
         ..strict
     };
     let dev = [("mode", "755"), ("size", "65536k")];
-    let pts = [
-        ("newinstance", ""),
-        ("ptmxmode", "0666"),
-        ("mode", "0620"),
-        ("gid", "5"),
-    ];
+    let mut pts = vec![("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620")];
+    let user = input.pod.security.namespaces.own_user();
+    let few = user.is_some_and(|user| !is_mapped(TTY_GROUP.0, &plan_mappings(&user.gids)));
+    if !few {
+        pts.push(("gid", TTY_GROUP.1));
+    }
     let shm = match input.pod.security.namespaces.ipc {
         NamespaceMode::Node => bind("/dev/shm", "/dev/shm".into(), strict),
         _ => MountPlan {
@@ -178,7 +181,7 @@ fn own(input: &ContainerInput<'_>, host: &HostFacts) -> Vec<MountPlan> {
         filesystem("/dev/pts", "devpts", &pts, nosuid_noexec),
         filesystem("/dev/mqueue", "mqueue", &[], strict),
         shm,
-        filesystem("/sys", "sysfs", &[], system),
+        sysfs(input, system),
         cgroup(input, host, system),
     ];
     let file = MountAttributes {
@@ -190,6 +193,20 @@ fn own(input: &ContainerInput<'_>, host: &HostFacts) -> Vec<MountPlan> {
         mounts.push(bind(&format!("/etc/{name}"), path, file));
     }
     mounts
+}
+
+/// `/sys`. It shows a network namespace, so that the node's is out of reach of a user namespace: that of the node is bound,
+/// alone, without what is mounted below.
+fn sysfs(input: &ContainerInput<'_>, attributes: MountAttributes) -> MountPlan {
+    let namespaces = &input.pod.security.namespaces;
+    if namespaces.network != NamespaceMode::Node || namespaces.own_user().is_none() {
+        return filesystem("/sys", "sysfs", &[], attributes);
+    }
+    let mut bound = bind("/sys", "/sys".into(), attributes);
+    if let MountSource::Bind { recursive, .. } = &mut bound.source {
+        *recursive = false;
+    }
+    bound
 }
 
 fn cgroup(input: &ContainerInput<'_>, host: &HostFacts, attributes: MountAttributes) -> MountPlan {
@@ -244,18 +261,37 @@ fn checked(index: usize, mount: &Mount, host: &HostFacts) -> Result<(String, Mou
             mend,
         ));
     }
-    let ranges = mount.uid_mappings.len().max(mount.gid_mappings.len());
-    if ranges > 0 {
-        let mend = "use the node's user namespace";
-        let value = format!("{ranges} ranges");
-        return Err(SpecError::unimplemented(field("uidMappings"), value, mend));
-    }
+    check_mappings(&field("uidMappings"), mount, host)?;
     attributes.readonly = mount.readonly;
     if mount.recursive_read_only {
         recursive(&field("recursive_read_only"), mount, host)?;
         attributes.recursive_readonly = true;
     }
     Ok((target, attributes))
+}
+
+/// Ids of a mount are mapped for users and groups, or not at all.
+fn check_mappings(field: &str, mount: &Mount, host: &HostFacts) -> Result<()> {
+    let given = (mount.uid_mappings.is_empty(), mount.gid_mappings.is_empty());
+    let value = format!(
+        "{} of users, {} of groups",
+        mount.uid_mappings.len(),
+        mount.gid_mappings.len()
+    );
+    match given {
+        (true, true) => Ok(()),
+        (false, false) if host.kernel_at_least(5, 12) => Ok(()),
+        (false, false) => {
+            let problem = "cannot be mapped by this kernel, which is older than 5.12";
+            let mend = "use the node's user namespace (hostUsers: true)";
+            Err(SpecError::precondition(field, value, problem, mend))
+        }
+        _ => {
+            let problem = "are half of what a mount needs";
+            let mend = "give both uidMappings and gidMappings, or neither";
+            Err(SpecError::invalid(field, value, problem, mend))
+        }
+    }
 }
 
 /// One CRI mount.
@@ -266,6 +302,13 @@ fn volume(
     host: &HostFacts,
 ) -> Result<MountPlan> {
     let (target, mut attributes) = checked(index, mount, host)?;
+    let own_user = input.pod.security.namespaces.own_user();
+    if own_user.is_some() && mount.propagation == Propagation::Bidirectional {
+        let field = format!("mounts[{index}].propagation");
+        let problem = "would let a user namespace mount on the node";
+        let mend = "use HOST_TO_CONTAINER, or the node's user namespace (hostUsers: true)";
+        return Err(SpecError::invalid(field, "BIDIRECTIONAL", problem, mend));
+    }
     let source = match &mount.image {
         Some(_) => image_volume(input, index, mount, &mut attributes)?,
         None => host_source(&format!("mounts[{index}].host_path"), mount)?,
@@ -329,8 +372,8 @@ fn host_source(field: &str, mount: &Mount) -> Result<MountSource> {
             Propagation::HostToContainer => MountPropagation::Slave,
             Propagation::Bidirectional => MountPropagation::Shared,
         },
-        uid_mappings: vec![],
-        gid_mappings: vec![],
+        uid_mappings: plan_mappings(&mount.uid_mappings),
+        gid_mappings: plan_mappings(&mount.gid_mappings),
     })
 }
 

@@ -7,14 +7,14 @@ use crate::base::security::{NamespaceMode, NamespaceOptions};
 use crate::runtime::plan::{NamespaceSource, Namespaces};
 use crate::runtime::spec::ContainerInput;
 use crate::runtime::spec::error::{Result, SpecError};
+use crate::runtime::spec::userns;
 
 const POD_OR_NODE: &str = "use POD or NODE";
 
 /// Checks the sandbox's namespace options and makes their sources.
 ///
 /// # Errors
-/// [`SpecError::Invalid`]: a mode that the namespace does not have. [`SpecError::Unimplemented`]: a user
-/// namespace.
+/// [`SpecError::Invalid`]: a mode that the namespace does not have, or as [`userns::of_sandbox`].
 pub(crate) fn of_sandbox(pod: &PodConfig) -> Result<Namespaces> {
     let options = &pod.security.namespaces;
     check_modes(options)?;
@@ -32,7 +32,7 @@ pub(crate) fn of_sandbox(pod: &PodConfig) -> Result<Namespaces> {
             mend,
         ));
     }
-    Ok(Namespaces {
+    let mut namespaces = Namespaces {
         network: unless_node(options.network, NamespaceSource::Passed),
         ipc: unless_node(options.ipc, NamespaceSource::New),
         // The host name belongs to the network: with the node's network comes the node's name.
@@ -42,7 +42,9 @@ pub(crate) fn of_sandbox(pod: &PodConfig) -> Result<Namespaces> {
         user: NamespaceSource::Host,
         uid_mappings: vec![],
         gid_mappings: vec![],
-    })
+    };
+    userns::of_sandbox(pod, &mut namespaces)?;
+    Ok(namespaces)
 }
 
 fn check_modes(options: &NamespaceOptions) -> Result<()> {
@@ -60,35 +62,7 @@ fn check_modes(options: &NamespaceOptions) -> Result<()> {
             ));
         }
     }
-    check_user(options)
-}
-
-fn check_user(options: &NamespaceOptions) -> Result<()> {
-    const FIELD: &str = "namespace_options.userns_options";
-    let Some(user) = &options.user else {
-        return Ok(());
-    };
-    match user.mode {
-        NamespaceMode::Node if user.uids.is_empty() && user.gids.is_empty() => Ok(()),
-        NamespaceMode::Node => {
-            let problem = "has mappings";
-            let mend = "remove them, or use POD";
-            Err(SpecError::invalid(FIELD, "NODE", problem, mend))
-        }
-        NamespaceMode::Pod => {
-            let mend = "use the node's user namespace (hostUsers: true)";
-            Err(SpecError::unimplemented(FIELD, "POD", mend))
-        }
-        mode => {
-            let value = format!("{mode:?}").to_uppercase();
-            Err(SpecError::invalid(
-                FIELD,
-                value,
-                "is not possible",
-                POD_OR_NODE,
-            ))
-        }
-    }
+    Ok(())
 }
 
 /// Checks a container's namespace options against its pod's and makes their sources. Network and IPC are
@@ -106,20 +80,22 @@ pub(crate) fn of_container(input: &ContainerInput<'_>) -> Result<Namespaces> {
         _ => Ok(NamespaceSource::Pod),
     };
     let network = follow("namespace_options.network", own.network, pod.network)?;
-    Ok(Namespaces {
+    let mut namespaces = Namespaces {
         ipc: follow("namespace_options.ipc", own.ipc, pod.ipc)?,
         uts: network.clone(),
         network,
         pid: pid(input)?,
-        cgroup: if input.config.security.privileged {
-            NamespaceSource::Host
-        } else {
-            NamespaceSource::New
-        },
+        cgroup: NamespaceSource::New,
         user: NamespaceSource::Host,
         uid_mappings: vec![],
         gid_mappings: vec![],
-    })
+    };
+    userns::of_container(own, input.pod, &mut namespaces)?;
+    // What is mounted for the node's cgroup namespace cannot be mounted from within a user namespace.
+    if input.config.security.privileged && namespaces.user == NamespaceSource::Host {
+        namespaces.cgroup = NamespaceSource::Host;
+    }
+    Ok(namespaces)
 }
 
 fn differs(field: &str) -> SpecError {
@@ -202,11 +178,15 @@ pub(crate) fn sysctls(pod: &PodConfig) -> Result<Vec<(String, String)>> {
     let options = &pod.security.namespaces;
     let mut all = BTreeMap::new();
     if options.network != NamespaceMode::Node {
+        // Groups that the user namespace does not have cannot be named in it.
+        let groups = options.own_user().and_then(|user| user.gids.first());
+        let groups = groups.map_or(u32::MAX, |mapping| mapping.length);
+        let last = groups.saturating_sub(1).min(2_147_483_647);
         for (key, value) in [
-            ("net.ipv4.ip_unprivileged_port_start", "0"),
-            ("net.ipv4.ping_group_range", "0 2147483647"),
+            ("net.ipv4.ip_unprivileged_port_start", "0".to_owned()),
+            ("net.ipv4.ping_group_range", format!("0 {last}")),
         ] {
-            all.insert(key.to_owned(), value.to_owned());
+            all.insert(key.to_owned(), value);
         }
     }
     let node = OfNode {
@@ -290,7 +270,6 @@ fn sysctl_key(given: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::security::{IdMapping, UserNamespace};
 
     fn pod(sysctls: &[(&str, &str)], network: NamespaceMode, ipc: NamespaceMode) -> PodConfig {
         let mut pod = PodConfig::default();
@@ -387,34 +366,5 @@ mod tests {
         let mut target = pod(&[], Pod, Pod);
         target.security.namespaces.pid = Target;
         assert!(of_sandbox(&target).is_err());
-    }
-
-    #[test]
-    fn user_namespaces_are_not_built() {
-        let mapping = IdMapping {
-            host_id: 65536,
-            container_id: 0,
-            length: 65536,
-        };
-        let with = |mode, mappings: Vec<IdMapping>| {
-            let mut pod = PodConfig::default();
-            pod.security.namespaces.user = Some(UserNamespace {
-                mode,
-                uids: mappings.clone(),
-                gids: mappings,
-            });
-            of_sandbox(&pod)
-        };
-        assert!(with(NamespaceMode::Node, vec![]).is_ok());
-        let error = with(NamespaceMode::Pod, vec![mapping]).unwrap_err();
-        assert!(matches!(error, SpecError::Unimplemented { .. }));
-        assert!(error.to_string().contains("userns_options"), "{error}");
-        for error in [
-            with(NamespaceMode::Container, vec![]),
-            with(NamespaceMode::Target, vec![]),
-            with(NamespaceMode::Node, vec![mapping]),
-        ] {
-            assert!(matches!(error, Err(SpecError::Invalid { .. })), "{error:?}");
-        }
     }
 }

@@ -439,8 +439,8 @@ fn malformed_mounts() {
                     length: 1,
                 }];
             },
-            Kind::Unimplemented,
-            "uidMappings",
+            Kind::InvalidArgument,
+            "mounts[0].uidMappings: \"1 of users, 0 of groups\"",
         ),
     ];
     for (name, change, kind, field) in cases {
@@ -853,7 +853,7 @@ fn what_is_not_built_or_wrong_names_its_field() {
                 w.config.security.namespaces.user =
                     Some(crate::base::security::UserNamespace::default());
             },
-            Kind::Unimplemented,
+            Kind::InvalidArgument,
             "userns_options",
         ),
         (
