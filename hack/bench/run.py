@@ -26,7 +26,7 @@ def main():
     ap.add_argument("--peer", action="append", default=[], choices=sorted(set(PROCESSES) - {"berth"}))
     ap.add_argument("options", nargs="*", help="after --: for the benchmark")
     args = ap.parse_args()
-    images = registry.prepare()
+    images = registry.prepare(big=any("lab/big" in option for option in args.options))
     program = os.environ.get("BENCH") or os.path.join(REPO, "target", "release", "examples", "bench")
     if not os.access(program, os.X_OK):
         sys.exit(f"missing tool: {program}; cargo build --release --example bench builds it")
