@@ -1,6 +1,6 @@
 //! What all verbs share: the tables, transitions with their events, and records.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -54,8 +54,8 @@ pub(crate) struct Core {
     pub(crate) pod_names: Names<PodMetadata, PodId, Arc<EngineError>>,
     /// Names of containers in their pods.
     pub(crate) container_names: Names<(PodId, String, u32), ContainerId, Arc<EngineError>>,
-    /// Cgroup parents that we made and must remove.
-    pub(crate) made_parents: Mutex<BTreeSet<String>>,
+    /// Cgroup parents that we made, with the number of pods that have each in their `made_parents`: the last removes it.
+    pub(crate) made_parents: Mutex<BTreeMap<String, usize>>,
     /// Times that only grow.
     pub(crate) stamps: Stamps,
     /// Device that `root` is on, once it was asked for.
@@ -285,12 +285,23 @@ impl Core {
                 .cgroups
                 .dirs(parent)
                 .map_err(EngineError::step("linux.cgroup_parent"))?;
-            if made.contains(parent) || !dirs.kill.exists() {
-                made.insert(parent.to_owned());
+            if made.contains_key(parent) || !dirs.kill.exists() {
+                *made.entry(parent.to_owned()).or_default() += 1;
                 missing.push(parent.to_owned());
             }
         }
         Ok(missing)
+    }
+
+    /// Counts a restored pod among those that have these parents.
+    pub(crate) fn hold_parents(&self, parents: &[String]) {
+        let mut made = self
+            .made_parents
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for parent in parents {
+            *made.entry(parent.clone()).or_default() += 1;
+        }
     }
 
     /// Writes a pod's record as it is now. After [`Core::forget_pod`] it does nothing.

@@ -216,28 +216,28 @@ impl Engine {
         }
     }
 
-    /// Removes the cgroup parents that we made and nobody uses any more.
+    /// Removes the cgroup parents that we made and that no other pod of ours is in or about to enter.
     async fn remove_parents(&self, pod: &Arc<Pod>) {
-        let core = self.core();
-        let parents = pod.lock().made_parents.clone();
-        let cgroups = core.lower.cgroups.clone();
+        let parents = std::mem::take(&mut pod.lock().made_parents);
+        let engine = self.clone();
         let removed = blocking("remove cgroup parents", move || {
-            let mut gone = parents;
-            gone.reverse();
-            gone.retain(|parent| {
-                cgroups.remove_if_empty(parent);
-                cgroups.dirs(parent).is_ok_and(|dirs| !dirs.kill.exists())
-            });
-            Ok(gone)
+            let core = engine.core();
+            // Held meanwhile: a pod that counts on a parent must not see it vanish.
+            let mut made = core
+                .made_parents
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            for parent in parents.iter().rev() {
+                match made.get_mut(parent) {
+                    Some(pods) if *pods > 1 => *pods -= 1,
+                    _last => {
+                        made.remove(parent);
+                        core.lower.cgroups.remove_if_empty(parent);
+                    }
+                }
+            }
+            Ok(())
         });
-        // Made by somebody else from now on, they are not ours to remove.
-        let gone = removed.await.unwrap_or_default();
-        let mut made = core
-            .made_parents
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        for parent in gone {
-            made.remove(&parent);
-        }
+        let _at_shutdown = removed.await.is_err();
     }
 }

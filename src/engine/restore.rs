@@ -126,10 +126,7 @@ impl Engine {
             }
         }
         core.stamps.at_least(record.created_at);
-        core.made_parents
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .extend(record.made_parents.iter().cloned());
+        core.hold_parents(&record.made_parents);
         let pod = Arc::new(record.into_pod());
         let _free = core.pod_names.take(pod.config.metadata.clone(), pod.id);
         for record in containers {

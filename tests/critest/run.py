@@ -16,6 +16,7 @@ import glob
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,13 @@ AREAS = ("Runtime info", "Idempotence", "PodSandbox", "Container", "Container Mo
 SKIPS = (
     ("AppArmor", r".", "AppArmor is not in this kernel"),
 )
+BENCHMARK = "-benchmark"
+BENCHMARKS = {"containersNumber": 20, "containersNumberParallel": 2, "containerBenchmarkTimeoutSeconds": 60,
+              "podsNumber": 20, "podsNumberParallel": 2, "podBenchmarkTimeoutSeconds": 60,
+              "imagesNumber": 5, "imagesNumberParallel": 1, "imageBenchmarkTimeoutSeconds": 60,
+              "imagePullingBenchmarkImage": "registry.k8s.io/e2e-test-images/busybox:1.29-2",
+              "imageListingBenchmarkImages": ["registry.k8s.io/e2e-test-images/busybox:1.29-2"],
+              "podContainerStartBenchmarkTimeoutSeconds": 60}
 APPARMOR = "/sys/module/apparmor/parameters/enabled"
 
 ORIGINAL_DIGEST = b"9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf"
@@ -67,12 +75,12 @@ def specs_in(path):
     return [s for suite in suites for s in suite["SpecReports"] if s["LeafNodeType"] == "It"]
 
 
-def choose(critest, work, areas, pattern):
+def choose(critest, work, areas, pattern, mode):
     """The texts of the specs to run (a dry run lists them all), and the areas there are."""
     dry = os.path.join(work, "dry.json")
-    subprocess.run([critest, "-ginkgo.dry-run", f"-ginkgo.json-report={dry}"], cwd=work, check=True,
+    subprocess.run([critest, *mode, "-ginkgo.dry-run", f"-ginkgo.json-report={dry}"], cwd=work, check=True,
                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    listed = [s for s in specs_in(dry) if s["State"] == "passed"]  # benchmarks are "skipped"
+    listed = [s for s in specs_in(dry) if s["State"] == "passed"]  # what the mode leaves out is "skipped"
     known = sorted({area_of(s) for s in listed})
     unknown = [a for a in areas if a not in known]
     report.expect(not unknown, f"no area {unknown}; there are {known}")
@@ -100,9 +108,10 @@ def segments_restored():
 def run(critest, work, socket, texts, factor, arguments):
     """Runs the chosen specs; the suite's output goes to critest.log."""
     result = os.path.join(work, "report.json")
-    focus = [f"-ginkgo.focus={re.escape(t)}$" for t in texts]
+    # In its benchmark mode critest sets focus and verbosity itself.
+    focus = [] if BENCHMARK in arguments else ["-ginkgo.v", *(f"-ginkgo.focus={re.escape(t)}$" for t in texts)]
     command = [critest, f"-runtime-endpoint=unix://{socket}", f"-image-endpoint=unix://{socket}",
-               f"-ginkgo.json-report={result}", "-ginkgo.no-color", "-ginkgo.v",
+               f"-ginkgo.json-report={result}", "-ginkgo.no-color",
                f"-ginkgo.timeout={int(1500 * factor)}s", *arguments, *focus]
     with open(os.path.join(work, "critest.log"), "wb") as log:
         with segments_restored():
@@ -159,11 +168,17 @@ def show(specs, missing, seconds):
 
 def suite(args, work, images, socket):
     critest = adapted_critest(images, work)
-    texts = choose(critest, work, () if args.all else args.areas or AREAS, args.spec)
+    mode = [BENCHMARK] if args.benchmark else []
+    texts = choose(critest, work, () if args.all or mode else args.areas or AREAS, args.spec, mode)
     report.expect(texts, "no spec is chosen")
-    arguments = [f"-runtime-handler={args.runtime_handler}"] if args.runtime_handler else []
+    arguments = [*mode, *([f"-runtime-handler={args.runtime_handler}"] if args.runtime_handler else [])]
     if args.websocket:
         arguments += [f"-websocket-{kind}" for kind in ("exec", "attach", "portforward")]
+    if args.benchmark:
+        params = os.path.join(work, "benchmarks.yaml")
+        with open(params, "w") as f:
+            json.dump(BENCHMARKS, f)  # JSON is YAML
+        arguments += [f"-benchmarking-params-file={params}"]
     start = time.monotonic()
     specs = run(critest, work, socket, texts, args.time_factor, arguments)
     ran = {text_of(s) for s in specs}
@@ -180,6 +195,7 @@ def main():
     parser.add_argument("--spec", default="", help="only specs whose text matches this pattern")
     parser.add_argument("--socket", help="a runtime that runs already, with certs.d set up for the test images")
     parser.add_argument("--websocket", action="store_true", help="streaming over WebSocket instead of SPDY")
+    parser.add_argument("--benchmark", action="store_true", help="the suite's benchmarks instead of its specs")
     parser.add_argument("--runtime-handler")
     args = parser.parse_args()
     if args.socket:
@@ -189,7 +205,7 @@ def main():
     with options.session(args, steps) as s:
         status = suite(args, s.work, s.images, s.runtime.socket)
         for leftover in glob.glob("/tmp/podLogTest*"):
-            print("left by critest:", leftover)
+            shutil.rmtree(leftover)  # by its log specs
     sys.exit(status or bool(steps.failed))
 
 
