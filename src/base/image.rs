@@ -66,8 +66,11 @@ pub(crate) struct ImageConfig {
 /// An image as lists show it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Image {
-    /// `sha256:` of the config.
+    /// `sha256:` of the config; of the manifest for an artifact.
     pub(crate) id: String,
+    /// No image but an OCI artifact: it can be mounted, nothing can run from it.
+    #[serde(default)]
+    pub(crate) artifact: bool,
     /// `name:tag`, sorted.
     pub(crate) repo_tags: Vec<String>,
     /// `name@sha256:...`, sorted.

@@ -10,6 +10,7 @@ use crate::base::container::{ContainerConfig, ContainerStatus, ProcessUser, Reso
 use crate::base::id::{ContainerId, PodId};
 use crate::base::image::RootfsLayers;
 use crate::engine::lane::Lane;
+use crate::engine::lower::ImageVolume;
 use crate::engine::pod::Pod;
 use crate::engine::state::ContainerPhase;
 use crate::engine::stats::Rate;
@@ -28,6 +29,8 @@ pub(crate) struct Container {
     pub(crate) cgroup: String,
     /// Its image's layers, which are held for it.
     pub(crate) layers: RootfsLayers,
+    /// Images that its mounts name, held for it too.
+    pub(crate) image_volumes: Vec<ImageVolume>,
     /// Create, start, update and remove, one after the other. A stop's grace period waits beside it.
     pub(crate) lane: Lane,
     /// Writes of the record.
@@ -85,6 +88,9 @@ pub(crate) struct ContainerRecord {
     pub(crate) image_id: String,
     /// The image's layers, which are held for it.
     pub(crate) layers: RootfsLayers,
+    /// Images that its mounts name, held for it too.
+    #[serde(default)]
+    pub(crate) image_volumes: Vec<ImageVolume>,
     /// As in the status.
     pub(crate) reason: String,
     /// As in the status.
@@ -104,6 +110,13 @@ pub(crate) struct ContainerRecord {
 impl ContainerRecord {
     /// The object that the record tells of.
     pub(crate) fn into_container(self, pod: Arc<Pod>) -> Container {
+        let mut mounts = self.config.mounts.clone();
+        for volume in &self.image_volumes {
+            let mount = mounts.get_mut(volume.mount);
+            if let Some(image) = mount.and_then(|mount| mount.image.as_mut()) {
+                image.image_ref.clone_from(&volume.image_ref);
+            }
+        }
         let status = ContainerStatus {
             id: self.id,
             pod_id: self.pod_id,
@@ -122,7 +135,7 @@ impl ContainerRecord {
             message: self.message,
             labels: self.config.labels.clone(),
             annotations: self.config.annotations.clone(),
-            mounts: self.config.mounts.clone(),
+            mounts,
             log_path: self.log_path,
             resources: self.resources,
             user: self.user,
@@ -134,6 +147,7 @@ impl ContainerRecord {
             config: self.config,
             cgroup: self.cgroup,
             layers: self.layers,
+            image_volumes: self.image_volumes,
             lane: Lane::default(),
             record_lane: Lane::default(),
             ended: watch::Sender::new(!self.phase.alive()),
@@ -205,6 +219,7 @@ impl Container {
             image_ref: status.image_ref.clone(),
             image_id: status.image_id.clone(),
             layers: self.layers.clone(),
+            image_volumes: self.image_volumes.clone(),
             reason: status.reason.clone(),
             message: status.message.clone(),
             log_path: status.log_path.clone(),

@@ -69,7 +69,7 @@ impl Engine {
         let core = self.core();
         check_ready(&pod, "create a container in")?;
         let id = ContainerId(Core::new_id()?);
-        let held = core.lower.hold(&config.image.image, id)?;
+        let held = core.lower.hold(&config, id)?;
         let container = self.new_container(id, &pod, config, &held);
         let _turn = container.lane.turn().await;
         if let Err(error) = self.enlist(&container) {
@@ -115,6 +115,7 @@ impl Engine {
             image_ref: held.reference(),
             image_id: held.image.id.clone(),
             layers: held.layers.clone(),
+            image_volumes: held.volumes.clone(),
             reason: String::new(),
             message: String::new(),
             log_path,

@@ -58,6 +58,14 @@ pub(crate) enum EngineError {
         /// What to do.
         mend: String,
     },
+    /// An image that a mount names is not here. The word is what kubelet knows.
+    #[error("ImageVolumeMountFailed: {field}: image {image:?} is not on this node; pull it first")]
+    Unmountable {
+        /// Field of the request.
+        field: String,
+        /// As asked for.
+        image: String,
+    },
     /// This machine cannot do what the request asks for.
     #[error("{field}: this node cannot do that: {why}; {mend}")]
     Unable {
@@ -129,7 +137,7 @@ pub(crate) enum EngineError {
 impl HasKind for EngineError {
     fn kind(&self) -> Kind {
         match self {
-            Self::NotFound { .. } => Kind::NotFound,
+            Self::NotFound { .. } | Self::Unmountable { .. } => Kind::NotFound,
             Self::Ambiguous { .. } | Self::Invalid { .. } => Kind::InvalidArgument,
             Self::NameTaken { .. } => Kind::AlreadyExists,
             Self::State { .. } | Self::Unable { .. } => Kind::FailedPrecondition,

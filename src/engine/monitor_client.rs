@@ -134,6 +134,8 @@ impl HasKind for MonitorError {
             Self::Refused { fault, .. } => match (fault.stage.as_str(), fault.errno) {
                 ("monitor", 0) => Kind::FailedPrecondition,
                 (_, 110) => Kind::DeadlineExceeded,
+                // ENOENT, ENOTDIR, ELOOP, EXDEV: the image has no such directory.
+                (Fault::IMAGE_VOLUME, 2 | 20 | 40 | 18) => Kind::InvalidArgument,
                 (_, 28 | 122) => Kind::ResourceExhausted,
                 _ => Kind::Internal,
             },

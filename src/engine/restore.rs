@@ -156,7 +156,7 @@ impl Engine {
         if matches!(record.phase, ContainerPhase::Starting { .. }) {
             record.phase = ContainerPhase::Created;
         }
-        core.lower.adopt_hold(&record.layers, record.id);
+        core.lower.adopt_hold(&record);
         let key = (pod.id, record.config.name.clone(), record.config.attempt);
         let _free = core.container_names.take(key, record.id);
         let container = Arc::new(record.into_container(Arc::clone(pod)));

@@ -27,8 +27,10 @@ const MIN_SHORT_ID: usize = 3;
 /// An image about to be recorded.
 #[derive(Debug)]
 pub(crate) struct NewImage {
-    /// Digest of the config.
+    /// Digest of the config; of the manifest for an artifact.
     pub(crate) id: Digest,
+    /// No image: its blobs are files.
+    pub(crate) artifact: bool,
     /// `name:tag` it gets.
     pub(crate) tags: Vec<String>,
     /// `name@digest` it gets.
@@ -53,6 +55,8 @@ struct ImageRecord {
     digests: BTreeSet<String>,
     size: u64,
     config: ImageConfig,
+    #[serde(default)]
+    artifact: bool,
     spec: ImageSpec,
     diff_ids: Vec<Digest>,
     layers: Vec<u64>,
@@ -169,6 +173,7 @@ impl Catalog {
             repo_digests: record.digests.iter().cloned().collect(),
             size: record.size,
             config: record.config.clone(),
+            artifact: record.artifact,
             spec: record.spec.clone(),
             pinned: record.tags.iter().chain(&record.digests).any(pinned),
             layers: record.diff_ids.iter().map(Digest::to_string).collect(),
@@ -260,6 +265,7 @@ impl Catalog {
                     digests: BTreeSet::new(),
                     size: new.size,
                     config: new.config,
+                    artifact: new.artifact,
                     spec: ImageSpec::default(),
                     diff_ids: new.diff_ids,
                     layers: new.layers.iter().map(Lease::number).collect(),
@@ -427,7 +433,8 @@ impl Catalog {
         Ok(RootfsLayers { lower })
     }
 
-    /// Holds again, after a restart, what a container held before. How many of the layers are gone.
+    /// Holds again, after a restart, layers that a container held before, beside what it holds already. How many of them are
+    /// gone.
     pub(crate) fn adopt(&self, holder: ContainerId, layers: &RootfsLayers) -> usize {
         let numbers = layers
             .lower
@@ -439,7 +446,8 @@ impl Catalog {
             .filter_map(|number| self.0.layers.lease(*number))
             .collect();
         let gone = numbers.len() - leases.len();
-        self.write().holds.insert(holder, leases);
+        let mut state = self.write();
+        state.holds.entry(holder).or_default().extend(leases);
         gone
     }
 

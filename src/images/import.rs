@@ -10,6 +10,7 @@ use crate::base::image::{Image, ImageSpec, Progress};
 use crate::base::tasks::Tasks;
 use crate::images::ImageStore;
 use crate::images::archive::{Archive, DockerManifest, blob_path};
+use crate::images::artifact;
 use crate::images::catalog::NewImage;
 use crate::images::digest::Digest;
 use crate::images::error::ImageError;
@@ -25,7 +26,10 @@ const MAX_NESTING: usize = 4;
 
 /// One image of an archive, before its layers are unpacked.
 struct Found {
+    id: Digest,
+    /// Empty for an artifact.
     config_bytes: Vec<u8>,
+    artifact: bool,
     config: Config,
     layers: Vec<FoundLayer>,
     tags: Vec<String>,
@@ -38,6 +42,8 @@ struct FoundLayer {
     path: String,
     /// Absent in a docker-archive: the diff id alone is checked.
     digest: Option<Digest>,
+    /// Of an artifact's blob, which becomes this file.
+    title: Option<String>,
 }
 
 impl ImageStore {
@@ -98,7 +104,6 @@ impl ImageStore {
         found: Found,
         reporter: &Reporter,
     ) -> Result<Arc<Image>, ImageError> {
-        let id = Digest::of(&found.config_bytes);
         let sizes: Result<Vec<u64>, ImageError> = found
             .layers
             .iter()
@@ -120,7 +125,10 @@ impl ImageStore {
                     Tasks::blocking(move || {
                         let what = format!("archive: {}", layer.path);
                         let (stream, _) = archive.stream(&layer.path)?;
-                        let unpacked = unpack(stream, new.open()?, &what, layer.digest.as_ref())?;
+                        let unpacked = match &layer.title {
+                            Some(title) => artifact::place(stream, new.open()?, title, &what)?,
+                            None => unpack(stream, new.open()?, &what, layer.digest.as_ref())?,
+                        };
                         if let Some(digest) = layer.digest {
                             check(&what, &digest, &unpacked.digest)?;
                         }
@@ -133,9 +141,12 @@ impl ImageStore {
             .await?;
         let mut blobs = found.blobs;
         let size = sizes.iter().sum::<u64>() + found.config_bytes.len() as u64;
-        blobs.push((id, found.config_bytes));
+        if !found.artifact {
+            blobs.push((found.id, found.config_bytes));
+        }
         self.commit(NewImage {
-            id,
+            id: found.id,
+            artifact: found.artifact,
             tags: found.tags,
             digests: found.digests,
             size,
@@ -225,8 +236,14 @@ fn docker_image(archive: &Archive, image: &DockerManifest) -> Result<Found, Imag
             ),
         ));
     }
-    let layer = |path| FoundLayer { path, digest: None };
+    let layer = |path| FoundLayer {
+        path,
+        digest: None,
+        title: None,
+    };
     Ok(Found {
+        id: Digest::of(&config_bytes),
+        artifact: false,
         config_bytes,
         config,
         layers: paths.into_iter().map(layer).collect(),
@@ -279,10 +296,7 @@ fn oci_images(
         {
             image.tags = docker_tags(same)?;
         }
-        match found
-            .iter_mut()
-            .find(|other| other.config_bytes == image.config_bytes)
-        {
+        match found.iter_mut().find(|other| other.id == image.id) {
             Some(other) => {
                 other.tags.append(&mut image.tags);
                 other.digests.append(&mut image.digests);
@@ -379,8 +393,15 @@ fn oci_image(
             return Ok(image);
         }
     };
-    let config_bytes = archive.blob(&manifest.config.digest)?;
-    let config = manifest::parse_config(&config_bytes, &what)?;
+    let artifact = artifact::is_artifact(&manifest.config.media_type);
+    let (id, config_bytes, config, titles) = if artifact {
+        let (titles, config) = artifact::layout(&manifest, &what)?;
+        (entry.digest, vec![], config, titles)
+    } else {
+        let bytes = archive.blob(&manifest.config.digest)?;
+        let config = manifest::parse_config(&bytes, &what)?;
+        (Digest::of(&bytes), bytes, config, vec![])
+    };
     if manifest.layers.len() != config.diff_ids.len() {
         return Err(ImageError::manifest(
             what,
@@ -391,11 +412,15 @@ fn oci_image(
             ),
         ));
     }
+    let mut titles = titles.into_iter();
     let layers = manifest.layers.iter().map(|layer| FoundLayer {
         path: blob_path(&layer.digest),
         digest: Some(layer.digest),
+        title: titles.next(),
     });
     Ok(Found {
+        id,
+        artifact,
         config_bytes,
         config,
         layers: layers.collect(),

@@ -18,6 +18,7 @@
 mod apply;
 mod apply_meta;
 mod archive;
+mod artifact;
 mod catalog;
 mod digest;
 mod error;

@@ -11,6 +11,7 @@ use crate::base::counters;
 use crate::base::image::{Credentials, Image, ImageSpec, Progress};
 use crate::base::tasks::Tasks;
 use crate::images::ImageStore;
+use crate::images::artifact;
 use crate::images::catalog::NewImage;
 use crate::images::digest::Digest;
 use crate::images::error::ImageError;
@@ -209,14 +210,26 @@ impl ImageStore {
         let registry = Registry::open(reference, self.registry_directories(), &access)?;
         let top = registry.resolve().await?;
         let name = reference.with_digest(top.digest);
+        let (name_digest, mut config_size) = (top.digest, 0);
         let mut blobs = vec![(top.digest, top.bytes.clone())];
         let manifest = self.descend(&registry, reference, top, &mut blobs).await?;
-        let id = manifest.config.digest;
-        let config_bytes = match self.catalog().blob(&id) {
-            Ok(bytes) if Digest::of(&bytes) == id => bytes,
-            _ => registry.blob(&manifest.config).await?,
+        let artifact = artifact::is_artifact(&manifest.config.media_type);
+        let (id, config, titles) = if artifact {
+            // Most artifacts have the same, empty config: they are known by their manifest.
+            let id = blobs.last().map_or(name_digest, |(digest, _)| *digest);
+            let (titles, config) = artifact::layout(&manifest, &format!("artifact {reference}"))?;
+            (id, config, Some(titles))
+        } else {
+            let id = manifest.config.digest;
+            let bytes = match self.catalog().blob(&id) {
+                Ok(bytes) if Digest::of(&bytes) == id => bytes,
+                _ => registry.blob(&manifest.config).await?,
+            };
+            let config = manifest::parse_config(&bytes, &format!("config of {reference}"))?;
+            config_size = bytes.len() as u64;
+            blobs.push((id, bytes));
+            (id, config, None)
         };
-        let config = manifest::parse_config(&config_bytes, &format!("config of {reference}"))?;
         if !self.wanted().runs(&config.platform) {
             return Err(ImageError::NoPlatform {
                 reference: reference.to_string(),
@@ -224,12 +237,9 @@ impl ImageStore {
                 offered: config.platform.to_string(),
             });
         }
-        let size =
-            manifest.layers.iter().map(|layer| layer.size).sum::<u64>() + config_bytes.len() as u64;
-        blobs.push((id, config_bytes));
-        let layers = self
-            .fetch_layers(&registry, &manifest, &config.diff_ids, reporter)
-            .await?;
+        let size = manifest.layers.iter().map(|layer| layer.size).sum::<u64>() + config_size;
+        let parts = parts(&manifest, &config.diff_ids, titles)?;
+        let layers = self.fetch_layers(&registry, &parts, reporter).await?;
         let tag = matches!(reference.target(), crate::images::reference::Target::Tag(_));
         self.commit(NewImage {
             id,
@@ -237,6 +247,7 @@ impl ImageStore {
             digests: vec![name.to_string()],
             size,
             config: config.runtime,
+            artifact,
             spec,
             diff_ids: config.diff_ids,
             layers,
@@ -285,30 +296,18 @@ impl ImageStore {
     async fn fetch_layers(
         &self,
         registry: &Registry<'_>,
-        manifest: &Manifest,
-        diff_ids: &[Digest],
+        parts: &[Part],
         reporter: &Reporter,
     ) -> Result<Vec<crate::images::layers::Lease>, ImageError> {
-        if manifest.layers.len() != diff_ids.len() {
-            return Err(ImageError::manifest(
-                "manifest",
-                format!(
-                    "{} layers, but the config has {}",
-                    manifest.layers.len(),
-                    diff_ids.len()
-                ),
-            ));
-        }
-        let names: Vec<_> = manifest
-            .layers
+        let names: Vec<_> = parts
             .iter()
-            .map(|layer| layer.digest.to_string())
+            .map(|part| part.layer.digest.to_string())
             .collect();
-        let sizes = manifest.layers.iter().map(|layer| layer.size);
+        let diff_ids: Vec<_> = parts.iter().map(|part| part.diff_id).collect();
+        let sizes = parts.iter().map(|part| part.layer.size);
         reporter.layers(names.iter().cloned().zip(sizes).collect());
-        self.obtain_all(diff_ids, &names, reporter, |index, new| {
-            let layer = &manifest.layers[index];
-            self.fetch_from_any(registry, layer, diff_ids[index], (new, reporter))
+        self.obtain_all(&diff_ids, &names, reporter, |index, new| {
+            self.fetch_from_any(registry, &parts[index], (new, reporter))
         })
         .await
     }
@@ -317,8 +316,7 @@ impl ImageStore {
     async fn fetch_from_any(
         &self,
         registry: &Registry<'_>,
-        layer: &Descriptor,
-        diff_id: Digest,
+        part: &Part,
         (new, reporter): (NewLayer, &Reporter),
     ) -> Result<Verified, ImageError> {
         let mut new = Some(new);
@@ -328,9 +326,9 @@ impl ImageStore {
                 Some(new) => new,
                 None => self.layers().begin()?,
             };
-            match fetch_layer(registry, layer, diff_id, (place, reporter, first)).await {
+            match fetch_layer(registry, part, (place, reporter, first)).await {
                 Err(error @ ImageError::Digest { .. }) if first + 1 < registry.sources() => {
-                    tracing::warn!(image.digest = %layer.digest, %error, "a mirror gave something else");
+                    tracing::warn!(image.digest = %part.layer.digest, %error, "a mirror gave something else");
                     first += 1;
                 }
                 other => return other,
@@ -339,22 +337,58 @@ impl ImageStore {
     }
 }
 
+/// A layer to fetch.
+struct Part {
+    layer: Descriptor,
+    diff_id: Digest,
+    /// Of an artifact's blob, which becomes this file.
+    title: Option<String>,
+}
+
+fn parts(
+    manifest: &Manifest,
+    diff_ids: &[Digest],
+    titles: Option<Vec<String>>,
+) -> Result<Vec<Part>, ImageError> {
+    if manifest.layers.len() != diff_ids.len() {
+        return Err(ImageError::manifest(
+            "manifest",
+            format!(
+                "{} layers, but the config has {}",
+                manifest.layers.len(),
+                diff_ids.len()
+            ),
+        ));
+    }
+    let mut titles = titles.unwrap_or_default().into_iter();
+    let both = manifest.layers.iter().zip(diff_ids);
+    let part = |(layer, diff_id): (&Descriptor, &Digest)| Part {
+        layer: layer.clone(),
+        diff_id: *diff_id,
+        title: titles.next(),
+    };
+    Ok(both.map(part).collect())
+}
+
 /// One layer from socket to files.
 async fn fetch_layer(
     registry: &Registry<'_>,
-    layer: &Descriptor,
-    diff_id: Digest,
+    part: &Part,
     (new, reporter, first): (NewLayer, &Reporter, usize),
 ) -> Result<Verified, ImageError> {
     let (send, receive) = mpsc::channel(PIECES);
+    let layer = &part.layer;
     let what = format!("layer {}", layer.digest);
-    let digest = layer.digest;
+    let (digest, diff_id, title) = (layer.digest, part.diff_id, part.title.clone());
     let unpacking = Tasks::blocking(move || {
         let pieces = Pieces {
             receive,
             current: Bytes::new(),
         };
-        let unpacked = unpack(pieces, new.open()?, &what, Some(&digest))?;
+        let unpacked = match &title {
+            Some(title) => artifact::place(pieces, new.open()?, title, &what)?,
+            None => unpack(pieces, new.open()?, &what, Some(&digest))?,
+        };
         check(&what, &digest, &unpacked.digest)?;
         Verified::new(new, unpacked, &diff_id, &what)
     });

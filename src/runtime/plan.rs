@@ -489,6 +489,9 @@ fn reason(errno: i32) -> String {
 }
 
 impl Fault {
+    /// Stage of what concerns the directory of an image that is to be mounted. kubelet knows the word.
+    pub(crate) const IMAGE_VOLUME: &'static str = "ImageVolumeMountFailed";
+
     /// A failed system call. `argument` is cut to 256 bytes.
     pub(crate) fn call(
         stage: &str,

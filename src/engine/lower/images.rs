@@ -3,10 +3,13 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::Sender;
 
+use crate::base::container::ContainerConfig;
 use crate::base::id::ContainerId;
 use crate::base::image::{Credentials, Image, ImageSpec, Progress, RootfsLayers};
+use crate::engine::container::ContainerRecord;
 use crate::engine::error::{EngineError, Result};
 use crate::engine::facade::Info;
 use crate::engine::lower::Lower;
@@ -17,6 +20,19 @@ pub(crate) struct Held {
     /// The image.
     pub(crate) image: Arc<Image>,
     /// Its layers.
+    pub(crate) layers: RootfsLayers,
+    /// The images that its mounts name.
+    pub(crate) volumes: Vec<ImageVolume>,
+}
+
+/// An image that a container mounts: its layers are held with those of the container's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImageVolume {
+    /// Index of the mount in the config.
+    pub(crate) mount: usize,
+    /// First repository digest, else the id: as statuses show it.
+    pub(crate) image_ref: String,
+    /// Layers.
     pub(crate) layers: RootfsLayers,
 }
 
@@ -36,9 +52,12 @@ impl Held {
 
     /// First repository digest, else the id.
     pub(crate) fn reference(&self) -> String {
-        let image = &self.image;
-        image.repo_digests.first().unwrap_or(&image.id).clone()
+        reference(&self.image)
     }
+}
+
+fn reference(image: &Image) -> String {
+    image.repo_digests.first().unwrap_or(&image.id).clone()
 }
 
 /// What we know of an image's config, with the names that OCI gives it (image-spec `config.md`): debuggers
@@ -66,29 +85,67 @@ fn oci_config(image: &Image) -> serde_json::Value {
 }
 
 impl Lower {
-    /// The image that `reference` names, held for a container.
+    /// The image that the config names and those that its mounts name, held for a container.
     ///
     /// # Errors
-    /// [`EngineError::Step`]: there is no such image.
-    pub(crate) fn hold(&self, reference: &str, holder: ContainerId) -> Result<Held> {
-        let failed = || format!("image {reference:?} of the container");
-        let image = self
-            .images
-            .find(reference)
-            .ok_or_else(|| EngineError::NotFound {
-                what: "image",
-                id: reference.to_owned(),
-            })?;
+    /// [`EngineError::NotFound`], [`EngineError::Unmountable`]: one is not here. Nothing is held then.
+    pub(crate) fn hold(&self, config: &ContainerConfig, holder: ContainerId) -> Result<Held> {
+        let held = self.hold_all(config, holder);
+        if held.is_err() {
+            self.release(holder);
+        }
+        held
+    }
+
+    fn hold_all(&self, config: &ContainerConfig, holder: ContainerId) -> Result<Held> {
+        let asked = &config.image.image;
+        let failed = || format!("image {asked:?} of the container");
+        let found = self.images.find(asked);
+        let image = found.ok_or_else(|| EngineError::NotFound {
+            what: "image",
+            id: asked.clone(),
+        })?;
+        if image.artifact {
+            return Err(EngineError::Invalid {
+                field: "image.image",
+                value: asked.clone(),
+                mend: "it is an artifact, nothing can run from it; mount it as a volume".to_owned(),
+            });
+        }
         let layers = self
             .images
             .hold(&image.id, holder)
             .map_err(EngineError::step(failed()))?;
-        Ok(Held { image, layers })
+        let mut volumes = vec![];
+        for (mount, given) in config.mounts.iter().enumerate() {
+            let Some(asked) = &given.image else {
+                continue;
+            };
+            let unmountable = || EngineError::Unmountable {
+                field: format!("mounts[{mount}].image"),
+                image: asked.image.clone(),
+            };
+            let image = self.images.find(&asked.image).ok_or_else(unmountable)?;
+            let held = self.images.hold(&image.id, holder);
+            volumes.push(ImageVolume {
+                mount,
+                image_ref: reference(&image),
+                layers: held.map_err(|_gone_meanwhile| unmountable())?,
+            });
+        }
+        Ok(Held {
+            image,
+            layers,
+            volumes,
+        })
     }
 
     /// Holds again, after a restart, what a container held before.
-    pub(crate) fn adopt_hold(&self, layers: &RootfsLayers, holder: ContainerId) {
-        self.images.adopt_hold(holder, layers);
+    pub(crate) fn adopt_hold(&self, record: &ContainerRecord) {
+        let volumes = record.image_volumes.iter().map(|volume| &volume.layers);
+        for layers in std::iter::once(&record.layers).chain(volumes) {
+            self.images.adopt_hold(record.id, layers);
+        }
     }
 
     /// Removes layers that neither an image nor a container needs, once every container of before the

@@ -6,7 +6,7 @@ mod monitors;
 mod network;
 mod plans;
 
-pub(crate) use images::Held;
+pub(crate) use images::{Held, ImageVolume};
 pub(crate) use plans::Materials;
 
 use std::os::fd::AsFd as _;

@@ -105,6 +105,10 @@ impl Lower {
         let edits = self
             .edits(config, plugins)
             .map_err(EngineError::step(failed()))?;
+        let volumes = held.volumes.iter();
+        let image_volumes: Vec<_> = volumes
+            .map(|volume| (volume.mount, volume.layers.clone()))
+            .collect();
         let input = ContainerInput {
             pod_id: pod.id,
             pod: &pod.config,
@@ -120,7 +124,7 @@ impl Lower {
             cgroup_path: &container.cgroup,
             hostname: &pod.hostname(),
             target: target_of(container)?,
-            image_volumes: &[],
+            image_volumes: &image_volumes,
             prepared: &prepared,
             edits: &edits,
             handler: &pod.handler,

@@ -15,6 +15,8 @@ use super::rootfs::{attach_at_top, make_readonly, overlay, tmpfs};
 use super::{ProcFs, Step, copy};
 
 const STAGE: &str = "mount";
+/// The first word is what kubelet knows (cri-api, `ErrImageVolumeMountFailed`).
+const IMAGE: &str = Fault::IMAGE_VOLUME;
 /// What lxcfs and the like put over files of procfs; nothing else goes there.
 const OVER_PROC: [&str; 9] = [
     "/proc/cpuinfo",
@@ -143,6 +145,7 @@ fn check_propagation(path: &Path, wanted: MountPropagation) -> Step {
     }
 }
 
+/// Layers of an image as a mount, or a directory inside: its links lead nowhere else.
 fn image(lower: &[std::path::PathBuf], sub_path: &str) -> Result<OwnedFd, Fault> {
     let whole = overlay(lower, None, false)?;
     if sub_path.is_empty() {
@@ -151,15 +154,15 @@ fn image(lower: &[std::path::PathBuf], sub_path: &str) -> Result<OwnedFd, Fault>
     attach_at_top(whole.as_fd())?;
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let part = file::open_in(whole.as_fd(), Path::new(sub_path), flags, Mode::empty());
-    let part = part.context("image volume", "openat2", sub_path)?;
+    let part = part.context(IMAGE, "openat2", sub_path)?;
     let copy = mount::copy_tree(part.as_fd(), Path::new(mount::SELF), false).context(
-        "image volume",
+        IMAGE,
         "open_tree",
         sub_path,
     )?;
     make_readonly(copy.as_fd(), false)?;
     // Nothing may be left over the root: in a mount namespace made of this one it could not be taken away.
-    mount::detach(whole.as_fd()).context("image volume", "umount2", "/")?;
+    mount::detach(whole.as_fd()).context(IMAGE, "umount2", "/")?;
     Ok(copy)
 }
 

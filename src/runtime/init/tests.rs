@@ -1080,7 +1080,9 @@ fn image_volumes() {
     for bad in ["none", "a/file"] {
         run(&volume(&[&one, &two], bad), |outcome| {
             assert!(
-                outcome.refused().starts_with("image volume: openat2"),
+                outcome
+                    .refused()
+                    .starts_with("ImageVolumeMountFailed: openat2"),
                 "{outcome:?}"
             );
         });

@@ -397,8 +397,8 @@ fn image_volume(
     let found = input.image_volumes.iter().find(|(of, _)| *of == index);
     let Some((_, layers)) = found else {
         let name = mount.image.as_ref().map_or("", |image| &image.image);
-        let mend = "use a volume of another kind";
-        return Err(SpecError::unimplemented(field("image"), name, mend));
+        let (problem, mend) = ("is not on this node", "pull it first");
+        return Err(SpecError::precondition(field("image"), name, problem, mend));
     };
     if !mount.readonly {
         let mend = "set readonly: image volumes cannot be written";

@@ -427,7 +427,7 @@ fn malformed_mounts() {
                     ..ImageSpec::default()
                 });
             },
-            Kind::Unimplemented,
+            Kind::FailedPrecondition,
             "mounts[0].image: \"volume:1\"",
         ),
         (
