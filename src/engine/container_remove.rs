@@ -9,6 +9,7 @@ use crate::engine::container::Container;
 use crate::engine::container_start::state_error;
 use crate::engine::core::{blocking, make_directory, remove_directory};
 use crate::engine::error::{CleanUp, EngineError, Result};
+use crate::engine::lower::bundle_of;
 use crate::engine::state::{ContainerInput, ContainerPhase};
 
 impl Engine {
@@ -76,13 +77,21 @@ impl Engine {
         let core = self.core();
         let removed = match container.pod.monitor() {
             Some(monitor) => core.lower.forget(&monitor, container.id).await,
-            None => Ok(()),
+            None => core.lower.clean(core, container).await,
         };
-        // A monitor that does not answer does not hold up the removal: its processes go by cgroup.
-        if let Err(error) = removed {
-            tracing::warn!(container.id = %container.id, error = %crate::base::error::chain(&error),
-                "the monitor did not forget a container");
+        let external = container.pod.handler.runtime.is_some();
+        let forgotten = removed.is_ok();
+        match removed {
+            // What an OCI runtime keeps only it can remove.
+            Err(error) if external => clean_up.note::<EngineError>("OCI runtime", Err(error)),
+            // A monitor that does not answer does not hold up the removal: its processes go by cgroup.
+            Err(error) => {
+                tracing::warn!(container.id = %container.id, error = %crate::base::error::chain(&error),
+                    "the monitor did not forget a container");
+            }
+            Ok(()) => {}
         }
+        let bundle = (external && forgotten).then(|| bundle_of(core, container));
         let (cgroups, path) = (core.lower.cgroups.clone(), container.cgroup.clone());
         let files = core.pod_directory(container.pod.id);
         let (directory, trash) = (core.container_directory(container.id), core.trash());
@@ -94,6 +103,9 @@ impl Engine {
             for suffix in ["plan", "json"] {
                 let file = files.join(format!("{id}.{suffix}"));
                 steps.note("file", remove_file(&file));
+            }
+            if let Some(bundle) = bundle {
+                steps.note("bundle", remove_directory(&bundle));
             }
             steps.note("writable layer", discard(&directory, &trash));
             steps.finish("files of container", id)

@@ -66,11 +66,6 @@ impl HandlerTable {
                 "no such handler; this node has {names} (berth's configuration, [runtimes.NAME])"
             )));
         };
-        if handler.runtime.is_some() && !cfg!(test) {
-            return Err(invalid(
-                "OCI runtimes are not run yet in this version of berth".to_owned(),
-            ));
-        }
         if let Some(runtime) = &handler.runtime
             && let Err(error) = executable(&runtime.path)
         {

@@ -10,6 +10,7 @@ use crate::base::id::ContainerId;
 use crate::monitor::cgroup;
 use crate::monitor::child::{Child, Phase, check, fault};
 use crate::monitor::container::{Container, Output};
+use crate::monitor::external::External;
 use crate::monitor::link::Asked;
 use crate::monitor::log::{LogFile, Source};
 use crate::monitor::protocol::{Call, MonitorState, Reply, Stdio, VERSION};
@@ -17,6 +18,7 @@ use crate::monitor::serve::{Exec, Monitor, SOCKET};
 use crate::monitor::tree;
 use crate::runtime::create::CreateRequest;
 use crate::runtime::exec::ExecRequest;
+use crate::runtime::external::Verb;
 use crate::runtime::plan::{Fault, IdMappings};
 use crate::runtime::userns;
 use crate::sys::fd;
@@ -35,6 +37,44 @@ struct NewContainer {
     memory_cgroup: PathBuf,
     kill_cgroup: PathBuf,
     target: Option<ContainerId>,
+    external: Option<Box<External>>,
+}
+
+impl NewContainer {
+    fn of(call: Call) -> Result<Self, Fault> {
+        match call {
+            Call::Container {
+                id,
+                stdio,
+                memory_cgroup,
+                kill_cgroup,
+                target,
+            } => Ok(Self {
+                id,
+                stdio,
+                memory_cgroup,
+                kill_cgroup,
+                target,
+                external: None,
+            }),
+            Call::External {
+                id,
+                stdio,
+                memory_cgroup,
+                kill_cgroup,
+                runtime,
+                bundle,
+            } => Ok(Self {
+                id,
+                stdio,
+                memory_cgroup,
+                kill_cgroup,
+                target: None,
+                external: Some(External::new(runtime, bundle)),
+            }),
+            _ => Err(check("no new container")),
+        }
+    }
 }
 
 const DONE: Answer = Ok(Some((Reply::Done, Vec::new())));
@@ -82,26 +122,26 @@ impl Monitor<'_> {
                 network,
             } => self.user_namespace(&uid_mappings, &gid_mappings, network),
             Call::Sandbox => self.sandbox(asked, descriptors),
-            Call::Container {
+            call @ (Call::Container { .. } | Call::External { .. }) => {
+                self.container(asked, NewContainer::of(call)?, descriptors)
+            }
+            Call::Clean {
                 id,
-                stdio,
-                memory_cgroup,
-                kill_cgroup,
-                target,
+                runtime,
+                bundle,
             } => {
-                let new = NewContainer {
-                    id,
-                    stdio,
-                    memory_cgroup,
-                    kill_cgroup,
-                    target,
-                };
-                self.container(asked, new, descriptors)
+                self.clean(asked, id, &External::new(runtime, bundle))?;
+                Ok(None)
             }
             Call::Start { id } => self.start(asked, id),
             Call::Exec { id, exec } => self.exec(asked, id, exec, descriptors),
             Call::Signal { id, signal } => {
-                self.find(id)?.child.signal(signal)?;
+                let container = self.find(id)?;
+                if container.external.is_some() && !container.child.is_ended() {
+                    self.call(asked, id, Verb::Kill(signal))?;
+                    return Ok(None);
+                }
+                container.child.signal(signal)?;
                 DONE
             }
             Call::Kill { id } => {
@@ -130,7 +170,11 @@ impl Monitor<'_> {
         }
     }
 
-    fn find(&mut self, id: ContainerId) -> Result<&mut Container, Fault> {
+    /// The container, unless it is being removed.
+    ///
+    /// # Errors
+    /// The pod has no such container.
+    pub(crate) fn find(&mut self, id: ContainerId) -> Result<&mut Container, Fault> {
         self.containers
             .iter_mut()
             .find(|container| container.id == id && container.removal.is_none())
@@ -239,7 +283,14 @@ impl Monitor<'_> {
             target,
             stdio: streams.map(|fd| fd.as_ref().map_or(null.as_fd(), OwnedFd::as_fd)),
         };
-        let child = Child::create(request, asked, Instant::now() + SETUP)?;
+        let deadline = Instant::now() + SETUP;
+        let child = match &new.external {
+            None => Child::create(request, asked, deadline)?,
+            Some(external) => {
+                let name = new.id.to_string();
+                Child::create_external(&request, external.place(&name), asked, deadline)?
+            }
+        };
         self.containers.push(Container {
             id: new.id,
             child,
@@ -256,14 +307,20 @@ impl Monitor<'_> {
             removal: None,
             ending: None,
             paused_until: None,
+            external: new.external,
         });
         Ok(None)
     }
 
     fn start(&mut self, asked: Asked, id: ContainerId) -> Answer {
-        let child = &mut self.find(id)?.child;
+        let container = self.find(id)?;
+        let (child, external) = (&mut container.child, container.external.is_some());
         if !matches!(child.phase, Phase::Waiting) {
             return Err(check("the container is not waiting for its start"));
+        }
+        if external {
+            self.call(asked, id, Verb::Start)?;
+            return Ok(None);
         }
         child.start(asked, Instant::now() + SETUP)?;
         Ok(None)
@@ -292,7 +349,14 @@ impl Monitor<'_> {
             container: pidfd,
             stdio: [stream(), stream(), stream()],
         };
-        let child = Child::exec(request, asked, Instant::now() + SETUP)?;
+        let deadline = Instant::now() + SETUP;
+        let child = match &container.external {
+            None => Child::exec(request, asked, deadline)?,
+            Some(external) => {
+                let (name, of) = (id.to_string(), (container.child.pid, number));
+                Child::exec_external(&request, external.place(&name), of, asked, deadline)?
+            }
+        };
         self.execs.push(Exec {
             number,
             child,

@@ -16,6 +16,7 @@ use std::time::Instant;
 use crate::monitor::link::Asked;
 use crate::runtime::create::{self, CreateRequest, Received, Spawned};
 use crate::runtime::exec::{self, ExecRequest};
+use crate::runtime::external::{self, Place, Verb};
 use crate::runtime::plan::{Fault, Report};
 use crate::sys::{fd, process, signal};
 
@@ -84,6 +85,21 @@ pub(crate) enum Said {
     },
     /// It failed and ends.
     Failed(Fault),
+    /// A helper: its OCI runtime has made this process.
+    Made {
+        /// Number of the process.
+        pid: u32,
+        /// User id.
+        uid: u32,
+        /// Group id.
+        gid: u32,
+        /// Supplementary groups.
+        groups: Vec<u32>,
+        /// Master of its terminal.
+        terminal: Option<OwnedFd>,
+    },
+    /// A helper: its OCI runtime has done what it was asked for.
+    Done,
     /// It has executed its program, or ended without a word.
     Closed,
 }
@@ -111,6 +127,56 @@ impl Child {
         deadline: Instant,
     ) -> Result<Self, Fault> {
         Self::of(exec::spawn(request)?, asked, deadline)
+    }
+
+    /// Clones a helper that makes a container by an OCI runtime.
+    ///
+    /// # Errors
+    /// What failed; no process is left.
+    pub(crate) fn create_external(
+        request: &CreateRequest<'_>,
+        place: Place<'_>,
+        asked: Asked,
+        deadline: Instant,
+    ) -> Result<Self, Fault> {
+        Self::of(external::create(request, place)?, asked, deadline)
+    }
+
+    /// Clones a helper that starts exec `number` in the container whose first process is `pid`.
+    ///
+    /// # Errors
+    /// What failed; no process is left.
+    pub(crate) fn exec_external(
+        request: &ExecRequest<'_>,
+        place: Place<'_>,
+        (pid, number): (u32, u64),
+        asked: Asked,
+        deadline: Instant,
+    ) -> Result<Self, Fault> {
+        let spawned = external::exec(request, place, pid, number)?;
+        Self::of(spawned, asked, deadline)
+    }
+
+    /// Clones a helper that calls an OCI runtime.
+    ///
+    /// # Errors
+    /// What failed; no process is left.
+    pub(crate) fn call(
+        verb: Verb,
+        place: Place<'_>,
+        asked: Asked,
+        deadline: Instant,
+    ) -> Result<Self, Fault> {
+        Self::of(external::run(verb, place)?, asked, deadline)
+    }
+
+    /// Is this process from now on; the one before ends by itself, a stranger to be reaped.
+    pub(crate) fn hand_over(&mut self, pid: u32, pidfd: OwnedFd, phase: Phase) {
+        (self.pid, self.pidfd, self.phase) = (pid, pidfd, phase);
+        self.control = None;
+        if self.killed.get() {
+            self.kill();
+        }
     }
 
     fn of(spawned: Spawned, asked: Asked, deadline: Instant) -> Result<Self, Fault> {
@@ -155,6 +221,22 @@ impl Child {
                     Err(_ended) => Said::Closed,
                 }
             }
+            Ok(Received::Report(
+                Report::Made {
+                    pid,
+                    uid,
+                    gid,
+                    groups,
+                },
+                terminal,
+            )) => Said::Made {
+                pid,
+                uid,
+                gid,
+                groups,
+                terminal,
+            },
+            Ok(Received::Report(Report::Done, _)) => Said::Done,
             Ok(Received::Report(Report::Moved { .. }, _) | Received::Closed) => Said::Closed,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Said::Nothing,
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Said::Closed,

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::base::clock::Timestamp;
 use crate::base::id::ContainerId;
 use crate::monitor::child::{Child, Phase, check, fault};
+use crate::monitor::external::External;
 use crate::monitor::link::Asked;
 use crate::monitor::log::{BATCH, LogFile, MAX_LINE, Pending, Source};
 use crate::monitor::protocol::{ContainerExit, ContainerSnapshot};
@@ -76,6 +77,8 @@ pub(crate) struct Container {
     pub(crate) ending: Option<Ending>,
     /// No output is read before this.
     pub(crate) paused_until: Option<Instant>,
+    /// Absent: it is our own.
+    pub(crate) external: Option<Box<External>>,
 }
 
 /// One output of a container.

@@ -19,6 +19,16 @@ pub(crate) struct Asked {
     sequence: u64,
 }
 
+impl Asked {
+    /// Nobody waits: an answer to this goes nowhere.
+    pub(crate) const fn nobody() -> Self {
+        Self {
+            connection: u64::MAX,
+            sequence: 0,
+        }
+    }
+}
+
 /// What [`Link::receive`] got.
 #[derive(Debug)]
 pub(crate) enum Incoming {

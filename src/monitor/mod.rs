@@ -14,6 +14,7 @@ mod calls;
 mod cgroup;
 mod child;
 mod container;
+mod external;
 mod link;
 pub(crate) mod log;
 pub(crate) mod protocol;

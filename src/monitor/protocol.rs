@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::base::clock::Timestamp;
+use crate::base::handler::OciRuntime;
 use crate::base::id::{ContainerId, PodId};
 use crate::runtime::plan::{Fault, IdMappings};
 
@@ -157,6 +158,31 @@ pub(crate) enum Call {
     /// The monitor ends after its reply, `Done`; the socket is removed. Only after `Stop`, or with nothing
     /// running.
     Shutdown,
+    /// As `Container`, by an OCI runtime; the memory file goes on after the plan with its configuration
+    /// (`Plan::encode_with`). Reply: `Created`.
+    External {
+        /// Container.
+        id: ContainerId,
+        /// Its output and input.
+        stdio: Stdio,
+        /// As for `Container`.
+        memory_cgroup: PathBuf,
+        /// As for `Container`.
+        kill_cgroup: PathBuf,
+        /// The runtime.
+        runtime: OciRuntime,
+        /// Directory for the bundle; exists.
+        bundle: PathBuf,
+    },
+    /// Makes an OCI runtime forget a container whose monitor is gone. Reply: `Done`.
+    Clean {
+        /// Container.
+        id: ContainerId,
+        /// The runtime.
+        runtime: OciRuntime,
+        /// Directory for the files of the call; exists.
+        bundle: PathBuf,
+    },
 }
 
 /// Output and input of a container.

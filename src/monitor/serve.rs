@@ -12,6 +12,7 @@ use crate::base::clock::Timestamp;
 use crate::base::id::PodId;
 use crate::monitor::child::{Child, Phase, Said, check};
 use crate::monitor::container::{Buffers, Container};
+use crate::monitor::external::Helper;
 use crate::monitor::link::{Asked, Incoming, Link};
 use crate::monitor::protocol::{Event, Reply};
 use crate::sys::poll::{PollFd, PollFlags, poll};
@@ -74,6 +75,10 @@ pub(crate) struct Monitor<'a> {
     pub(crate) containers: Vec<Container>,
     /// Execs.
     pub(crate) execs: Vec<Exec>,
+    /// Calls of OCI runtimes.
+    pub(crate) helpers: Vec<Helper>,
+    /// Ends of children that nobody knows (yet).
+    pub(crate) strays: Vec<(u32, Exit)>,
     /// Who waits for the end of everything.
     pub(crate) stop: Option<Asked>,
     /// The loop ends.
@@ -98,6 +103,8 @@ impl<'a> Monitor<'a> {
             user: None,
             containers: Vec::new(),
             execs: Vec::new(),
+            helpers: Vec::new(),
+            strays: Vec::new(),
             stop: None,
             done: false,
         })
@@ -193,12 +200,17 @@ impl<'a> Monitor<'a> {
         let containers = self.containers.iter().filter_map(Container::wake);
         let execs = self.execs.iter().filter_map(|exec| exec.child.deadline());
         let sandbox = self.sandbox.as_ref().and_then(Child::deadline);
-        containers.chain(execs).chain(sandbox).min()
+        let helpers = self.helpers.iter();
+        let helpers = helpers.filter_map(|helper| helper.child.deadline());
+        containers.chain(execs).chain(sandbox).chain(helpers).min()
     }
 
     fn hear_container(&mut self, index: usize) {
         let container = &mut self.containers[index];
         let said = container.child.listen();
+        if matches!(said, Said::Made { .. }) {
+            return self.container_made(index, said);
+        }
         match (said, &container.child.phase) {
             (Said::Nothing, _) => {}
             (Said::Failed(fault), _) => container.child.fail(fault),
@@ -238,7 +250,7 @@ impl<'a> Monitor<'a> {
                 self.link.reply(asked, Reply::Started { at }, Vec::new());
             }
             (Said::Closed, Phase::Waiting) => container.child.control = None,
-            (Said::Closed | Said::Ready { .. }, _) => {
+            (Said::Closed | Said::Ready { .. } | Said::Made { .. } | Said::Done, _) => {
                 container
                     .child
                     .fail(check("the process ended before it was ready"));
@@ -251,7 +263,7 @@ impl<'a> Monitor<'a> {
             return;
         };
         match child.listen() {
-            Said::Nothing | Said::Ready { .. } => {}
+            Said::Nothing | Said::Ready { .. } | Said::Made { .. } | Said::Done => {}
             Said::Failed(fault) => child.fail(fault),
             Said::Closed => {
                 child.control = None;
@@ -272,7 +284,11 @@ impl<'a> Monitor<'a> {
 
     fn hear_exec(&mut self, index: usize) {
         let exec = &mut self.execs[index];
-        match (exec.child.listen(), &exec.child.phase) {
+        let said = exec.child.listen();
+        if matches!(said, Said::Made { .. }) {
+            return self.exec_made(index, said);
+        }
+        match (said, &exec.child.phase) {
             (Said::Nothing, _) => {}
             (Said::Failed(fault), _) => exec.child.fail(fault),
             (Said::Ready { terminal, .. }, &Phase::Setup { asked, deadline }) => {
@@ -291,7 +307,7 @@ impl<'a> Monitor<'a> {
                 self.link
                     .reply(asked, reply, terminal.into_iter().collect());
             }
-            (Said::Closed | Said::Ready { .. }, _) => {
+            (Said::Closed | Said::Ready { .. } | Said::Made { .. } | Said::Done, _) => {
                 exec.child
                     .fail(check("the process ended before it was ready"));
             }
@@ -313,6 +329,7 @@ impl<'a> Monitor<'a> {
             self.hear_container(index);
             let container = &mut self.containers[index];
             if container.child.pid != pid {
+                // It has handed over to the process that goes on.
                 return;
             }
             container
@@ -326,6 +343,9 @@ impl<'a> Monitor<'a> {
         } else if let Some(index) = self.execs.iter().position(|e| is_it(&e.child)) {
             self.hear_exec(index);
             let exec = &mut self.execs[index];
+            if exec.child.pid != pid || exec.child.is_ended() {
+                return;
+            }
             exec.child
                 .fail(check("the process ended before it was ready"));
             if let Phase::Failing { asked, fault } = &exec.child.phase {
@@ -351,6 +371,10 @@ impl<'a> Monitor<'a> {
                 }
             }
             self.sandbox = None;
+        } else if let Some(index) = self.helpers.iter().position(|h| is_it(&h.child)) {
+            self.helper_ended(index);
+        } else {
+            self.keep_stray(pid, exit);
         }
     }
 
@@ -393,6 +417,10 @@ impl<'a> Monitor<'a> {
         for exec in &mut self.execs {
             exec.child.expire(now);
         }
+        for helper in &mut self.helpers {
+            helper.child.expire(now);
+        }
+        self.drop_strays();
         self.execs.retain(|exec| !exec.child.is_ended());
         if let Some(pod) = &self.pod {
             for container in &mut self.containers {
@@ -405,10 +433,15 @@ impl<'a> Monitor<'a> {
                     self.link.event(Event::ContainerExited(exit.clone()));
                 }
             }
+        }
+        self.delete_ended();
+        if let Some(pod) = &self.pod {
             let mut removed = Vec::new();
             self.containers.retain_mut(|container| {
                 let over = container.exit.is_some();
-                let gone = over && (!container.created || container.removal.is_some());
+                let gone = over
+                    && (!container.created || container.removal.is_some())
+                    && container.is_deleted();
                 if gone {
                     crate::monitor::record::remove(&pod.directory, container.id);
                     removed.extend(container.removal);
@@ -431,6 +464,7 @@ impl<'a> Monitor<'a> {
     pub(crate) fn is_quiet(&self) -> bool {
         self.sandbox.is_none()
             && self.execs.is_empty()
+            && self.helpers.is_empty()
             && self.containers.iter().all(|c| c.exit.is_some())
     }
 }

@@ -74,7 +74,8 @@ fn children(pid: u32) -> Vec<u32> {
     out
 }
 
-fn parent_of(pid: u32) -> Option<u32> {
+/// Number of the parent of `pid`; absent: there is no such process.
+pub(crate) fn parent_of(pid: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in brackets may hold anything, brackets too.
     let (_, after_name) = stat.rsplit_once(')')?;

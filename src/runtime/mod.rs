@@ -6,6 +6,7 @@ pub(crate) mod capabilities;
 pub(crate) mod cgroups;
 pub(crate) mod create;
 pub(crate) mod exec;
+pub(crate) mod external;
 mod init;
 pub(crate) mod plan;
 #[cfg(feature = "daemon")]

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::runtime::external::Text;
+
 /// A container's or the sandbox's plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Plan {
@@ -90,6 +92,14 @@ impl Plan {
         };
         encode(&preamble, self)
     }
+
+    /// The plan and the configuration for an OCI runtime, as the monitor's helper reads them.
+    ///
+    /// # Errors
+    /// As [`Plan::encode`].
+    pub(crate) fn encode_with(&self, text: &Text) -> Result<Vec<u8>, postcard::Error> {
+        postcard::to_extend(text, self.encode()?)
+    }
 }
 
 #[cfg(feature = "daemon")]
@@ -105,7 +115,11 @@ impl ExecPlan {
             cgroup: self.cgroup.unified(),
             terminal: self.process.terminal,
         };
-        encode(&preamble, self)
+        let bytes = encode(&preamble, self)?;
+        match &self.text {
+            Some(text) => postcard::to_extend(text, bytes),
+            None => Ok(bytes),
+        }
     }
 }
 
@@ -444,6 +458,9 @@ pub(crate) struct ExecPlan {
     pub(crate) user_namespace: Option<(u32, u32)>,
     /// What runs. `cwd` must exist.
     pub(crate) process: ProcessPlan,
+    /// For an OCI runtime: its `process.json`. It follows the plan in the memory file.
+    #[serde(skip)]
+    pub(crate) text: Option<Text>,
 }
 
 /// What the child tells the monitor over its control socket.
@@ -465,6 +482,20 @@ pub(crate) enum Report {
         /// Number of the new one.
         pid: u32,
     },
+    /// An OCI runtime has made a process, which is or becomes the monitor's child. With it: the master of its
+    /// terminal, if it has one.
+    Made {
+        /// Number of the process.
+        pid: u32,
+        /// User id.
+        uid: u32,
+        /// Group id.
+        gid: u32,
+        /// Supplementary groups.
+        groups: Vec<u32>,
+    },
+    /// An OCI runtime has done what it was asked for.
+    Done,
 }
 
 /// A failure as data: where, what, why. `Display` reads like a strace line.

@@ -125,6 +125,21 @@ pub(crate) fn become_subreaper() -> io::Result<()> {
     ))?)
 }
 
+/// SIGKILL for this process when its parent ends, which must be `parent` (by that number in this PID namespace). It
+/// outlasts an exec.
+///
+/// # Errors
+/// The number of `prctl(2)`; `ESRCH`: the parent has ended already.
+pub(crate) fn die_with_parent(parent: u32) -> io::Result<()> {
+    let kill = Some(rustix::process::Signal::KILL);
+    rustix::process::set_parent_process_death_signal(kill)?;
+    let now = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
+    match now.map(u32::try_from) {
+        Some(Ok(now)) if now == parent => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+    }
+}
+
 /// Names the calling thread (15 bytes are kept); `ps` shows it.
 ///
 /// # Errors

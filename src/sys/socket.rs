@@ -42,10 +42,22 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// # Errors
 /// The number of `open(2)` of the parent directory, `socket(2)`, `bind(2)`, `chmod(2)` or `listen(2)`.
 pub(crate) fn listen(path: &Path) -> io::Result<OwnedFd> {
+    listen_as(SocketType::SEQPACKET, path)
+}
+
+/// As [`listen`], for a stream, as OCI runtimes want it for terminals.
+///
+/// # Errors
+/// As [`listen`].
+pub(crate) fn listen_stream(path: &Path) -> io::Result<OwnedFd> {
+    listen_as(SocketType::STREAM, path)
+}
+
+fn listen_as(kind: SocketType, path: &Path) -> io::Result<OwnedFd> {
     let (directory, address) = address(path)?;
     let socket = rustix::net::socket_with(
         AddressFamily::UNIX,
-        SocketType::SEQPACKET,
+        kind,
         SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
         None,
     )?;

@@ -196,11 +196,14 @@ def main():
     parser.add_argument("--socket", help="a runtime that runs already, with certs.d set up for the test images")
     parser.add_argument("--websocket", action="store_true", help="streaming over WebSocket instead of SPDY")
     parser.add_argument("--benchmark", action="store_true", help="the suite's benchmarks instead of its specs")
-    parser.add_argument("--runtime-handler")
+    parser.add_argument("--runtime-handler", metavar="NAME",
+                        help="run every pod with this handler; runc and crun are configured for it")
     args = parser.parse_args()
     if args.socket:
         with tempfile.TemporaryDirectory(prefix="critest-") as work:
             sys.exit(suite(args, work, args.images or options.registry.prepare(), args.socket))
+    if args.runtime_handler in ("runc", "crun"):
+        runtimes.Runtime.handlers = {args.runtime_handler: runtimes.handler(args.runtime_handler)}
     steps, status = report.Steps("critest harness"), 1
     with options.session(args, steps) as s:
         status = suite(args, s.work, s.images, s.runtime.socket)

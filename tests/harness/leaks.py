@@ -61,6 +61,8 @@ def cgroups(name):
     found = []
     tops = [CGROUPS] + [e.path for e in os.scandir(CGROUPS) if e.is_dir() and not e.is_symlink()]
     for top in tops:
+        if not os.path.exists(os.path.join(top, "cgroup.procs")):
+            continue  # no hierarchy
         for base, _, _ in os.walk(os.path.join(top, name.strip("/"))):
             found.append(base)
     return found

@@ -22,6 +22,8 @@ def parser(doc):
                    help="in the machine's own namespaces (a throwaway node), not in the test's")
     p.add_argument("--time-factor", type=float, default=float(os.environ.get("BERTH_TIME_FACTOR", "1")),
                    help="multiplies every deadline; an emulated node needs 5 to 10")
+    p.add_argument("--hide-hybrid", action="store_true",
+                   help="take cgroup v2 away where it lies beside v1 (in the test's own namespaces)")
     p.add_argument("--images", help="a directory made by tests/images/registry.py prepare")
     p.add_argument("--keep", action="store_true", help="keep the work directory")
     return p
@@ -44,6 +46,8 @@ def session(args, steps):
     """Registry and runtime for the block; asserts at its end that nothing is left."""
     images = args.images or registry.prepare()
     isolate.enter(not args.host)
+    if args.hide_hybrid:
+        isolate.without_hybrid_cgroups()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     work = tempfile.mkdtemp(prefix=f"berth-test-{os.getpid()}")
     os.chmod(work, 0o711)  # a container's root in a user namespace walks through it

@@ -27,6 +27,15 @@ def tool(name):
     return path
 
 
+def handler(name):
+    """The OCI runtime of a handler of that name: as hack/versions says, else from PATH."""
+    path = os.environ.get(name.upper()) or versions().get(name.upper(), "")
+    path = path if os.access(path, os.X_OK) else shutil.which(name)
+    if not path:
+        sys.exit(f"missing tool: {name}; hack/install-peers brings it")
+    return path
+
+
 class Runtime:
     """A runtime as a child process. `work` holds everything of it; `certs` is its certs.d."""
 
@@ -35,6 +44,7 @@ class Runtime:
     state_files_allowed = r"$^"
     kubelet_arguments = ()
     environment = {}
+    handlers = {}              # runtime handlers to configure: name to the path of an OCI runtime
 
     def __init__(self, work, certs, factor=1.0):
         tag = os.path.basename(work).rpartition("-")[2]
@@ -112,6 +122,7 @@ class Berth(Runtime):
         path = os.path.join(self.work, "berth.toml")
         with open(path, "w") as f:
             f.writelines(f'{key} = "{value}"\n' for key, value in config.items())
+            f.writelines(f'[runtimes.{name}]\npath = "{program}"\n' for name, program in self.handlers.items())
         self.kubelet_arguments = (f"--containerd={self.socket}",)
         return [program, "serve", "--config", path]
 

@@ -1,11 +1,13 @@
 //! The layers below, as the engine uses them: every call into them is in this directory, and every
 //! error of theirs becomes an [`EngineError`] here, with what was tried.
 
+mod external;
 mod images;
 mod monitors;
 mod network;
 mod plans;
 
+pub(crate) use external::bundle_of;
 pub(crate) use images::{Held, ImageVolume};
 pub(crate) use plans::Materials;
 

@@ -112,13 +112,19 @@ impl Lower {
             memory_cgroup: materials.dirs.memory.clone(),
             kill_cgroup: materials.dirs.kill.clone(),
         };
-        monitor
-            .container(new, &materials.plan)
-            .await
-            .map_err(EngineError::step(format!(
-                "create container {}",
-                config.name
-            )))
+        let made = match &materials.order {
+            None => monitor.container(new, &materials.plan).await,
+            Some(order) => {
+                let (runtime, bundle) = (order.runtime.clone(), order.bundle.clone());
+                let config = &order.config;
+                let plan = &materials.plan;
+                monitor.external(new, plan, config, runtime, bundle).await
+            }
+        };
+        made.map_err(EngineError::step(format!(
+            "create container {}",
+            config.name
+        )))
     }
 
     /// Lets a container's process exec; when it did.

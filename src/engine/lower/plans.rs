@@ -9,6 +9,7 @@ use crate::base::security::NamespaceMode;
 use crate::engine::container::Container;
 use crate::engine::core::{Core, give, make_directory};
 use crate::engine::error::{EngineError, Result};
+use crate::engine::lower::external::{self, Order};
 use crate::engine::lower::{Held, Lower};
 use crate::engine::pod::Pod;
 use crate::engine::state::ContainerPhase;
@@ -30,6 +31,8 @@ pub(crate) struct Materials {
     pub(crate) plan: Plan,
     /// Limits in effect.
     pub(crate) resources: crate::base::container::Resources,
+    /// For the pod's OCI runtime, if it has one.
+    pub(crate) order: Option<Order>,
     /// Effective stop signal.
     pub(crate) stop_signal: i32,
 }
@@ -182,6 +185,7 @@ impl Lower {
             .map_err(|error| EngineError::io("encode the plan")(std::io::Error::other(error)))?;
         write(&files.join(format!("{}.plan", container.id)), &plan)?;
         write_json(&files.join(format!("{}.json", container.id)), &built.spec)?;
+        let order = external::order(core, container, &built)?;
         self.cgroups
             .create(&container.cgroup, &built.resources, &built.device_rules)
             .map_err(EngineError::step(format!(
@@ -190,6 +194,7 @@ impl Lower {
             )))?;
         Ok(Materials {
             dirs,
+            order,
             plan: built.plan,
             resources: built.resources,
             stop_signal: built.stop_signal,
@@ -214,7 +219,9 @@ impl Lower {
         let decoded = Preamble::decode(&bytes).and_then(|(_, rest)| postcard::from_bytes(rest));
         let plan: Plan =
             decoded.map_err(|error| EngineError::io(step())(std::io::Error::other(error)))?;
-        spec::exec(&plan, command, terminal).map_err(EngineError::step("exec"))
+        let mut plan = spec::exec(&plan, command, terminal).map_err(EngineError::step("exec"))?;
+        external::add_process(container, &mut plan)?;
+        Ok(plan)
     }
 }
 

@@ -7,9 +7,11 @@ use tokio::io::Interest;
 
 use crate::base::clock::Timestamp;
 use crate::base::container::ProcessUser;
+use crate::base::handler::OciRuntime;
 use crate::base::id::ContainerId;
 use crate::engine::monitor_client::{END, MonitorClient, MonitorError, QUICK, Result, SETUP};
 use crate::monitor::protocol::{Call, Reply, Stdio};
+use crate::runtime::external::Text;
 use crate::runtime::plan::{IdMappings, NamespaceSource, Plan};
 use crate::sys::{memfd, process};
 
@@ -94,6 +96,52 @@ impl MonitorClient {
             target,
         };
         let descriptors = vec![sealed(plan.encode())?];
+        self.created(call, descriptors).await
+    }
+
+    /// As [`MonitorClient::container`], by an OCI runtime with this configuration and bundle.
+    ///
+    /// # Errors
+    /// As [`MonitorClient::container`]; the fault tells what the runtime logged.
+    pub(crate) async fn external(
+        &self,
+        new: NewContainer,
+        plan: &Plan,
+        config: &Text,
+        runtime: OciRuntime,
+        bundle: PathBuf,
+    ) -> Result<Created> {
+        let call = Call::External {
+            id: new.id,
+            stdio: new.stdio,
+            memory_cgroup: new.memory_cgroup,
+            kill_cgroup: new.kill_cgroup,
+            runtime,
+            bundle,
+        };
+        let descriptors = vec![sealed(plan.encode_with(config))?];
+        self.created(call, descriptors).await
+    }
+
+    /// Makes an OCI runtime forget a container of another monitor, which is gone.
+    ///
+    /// # Errors
+    /// [`MonitorError`]; the fault tells what the runtime logged.
+    pub(crate) async fn clean(
+        &self,
+        id: ContainerId,
+        runtime: OciRuntime,
+        bundle: PathBuf,
+    ) -> Result<()> {
+        let call = Call::Clean {
+            id,
+            runtime,
+            bundle,
+        };
+        self.done("clean", call, Vec::new(), END).await.map(drop)
+    }
+
+    async fn created(&self, call: Call, descriptors: Vec<OwnedFd>) -> Result<Created> {
         match self.call("container", call, descriptors, SETUP).await?.0 {
             Reply::Created {
                 pid,

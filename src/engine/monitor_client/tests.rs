@@ -334,6 +334,7 @@ fn process(args: &[&str]) -> ProcessPlan {
 
 fn exec_plan(args: &[&str]) -> ExecPlan {
     ExecPlan {
+        text: None,
         cgroup: CgroupJoin::V1(vec![]),
         user_namespace: None,
         process: process(args),

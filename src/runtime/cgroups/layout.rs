@@ -38,6 +38,8 @@ pub(crate) struct Cgroups(Arc<Inner>);
 struct Inner {
     version: Version,
     hierarchies: Vec<Hierarchy>,
+    /// Of a v1 machine: the unified hierarchy beside the others. We make nothing there; OCI runtimes do.
+    beside: Option<PathBuf>,
     /// Directories whose `cgroup.subtree_control` is known to hold all that is available.
     delegated: Mutex<HashSet<PathBuf>>,
 }
@@ -52,15 +54,15 @@ impl Cgroups {
     pub(crate) fn detect() -> Result<Self, CgroupError> {
         let top = Path::new("/sys/fs/cgroup");
         let unified = rustix::fs::statfs(top).is_ok_and(|fs| fs.f_type == CGROUP2_MAGIC);
-        let (version, hierarchies) = if unified {
+        let (version, hierarchies, beside) = if unified {
             let only = Hierarchy {
                 controllers: vec![String::new()],
                 mount: top.to_owned(),
             };
-            (Version::V2, vec![only])
+            (Version::V2, vec![only], None)
         } else {
             let table = files::read(Path::new("/proc/self/mountinfo"))?;
-            (Version::V1, parse_v1(&table))
+            (Version::V1, parse_v1(&table), unified_in(&table))
         };
         if hierarchies.is_empty() {
             return Err(CgroupError::None(top.to_owned()));
@@ -68,6 +70,7 @@ impl Cgroups {
         Ok(Self(Arc::new(Inner {
             version,
             hierarchies,
+            beside,
             delegated: Mutex::default(),
         })))
     }
@@ -135,6 +138,12 @@ impl Cgroups {
             Version::V1 => CgroupJoin::V1(all),
         };
         Ok(CgroupDirs { join, memory, kill })
+    }
+
+    /// Where an OCI runtime may have made the cgroup too.
+    fn beside(&self, path: &str) -> Option<PathBuf> {
+        let mount = self.0.beside.as_ref()?;
+        Some(mount.join(path.trim_start_matches('/')))
     }
 
     fn directories(&self, path: &str) -> Vec<PathBuf> {
@@ -263,7 +272,7 @@ impl Cgroups {
             return Err(CgroupError::Path(path.to_owned()));
         }
         let mut first = Ok(());
-        for directory in self.directories(path) {
+        for directory in self.directories(path).into_iter().chain(self.beside(path)) {
             let removed = remove_tree(&directory);
             self.0
                 .delegated
@@ -282,7 +291,7 @@ impl Cgroups {
         if check(path).is_err() || path.trim_matches('/').is_empty() {
             return;
         }
-        for directory in self.directories(path) {
+        for directory in self.directories(path).into_iter().chain(self.beside(path)) {
             // EBUSY and ENOTEMPTY are the point; a stale empty cgroup does no harm otherwise.
             let _left = fs::remove_dir(&directory).is_err();
             self.0
@@ -419,6 +428,13 @@ fn remove_tree(directory: &Path) -> Result<(), CgroupError> {
         }
     }
     Ok(())
+}
+
+/// The mount of the unified hierarchy in a mount table, if it has one.
+fn unified_in(table: &str) -> Option<PathBuf> {
+    let mut lines = table.lines().filter_map(|line| line.split_once(" - "));
+    let (left, _) = lines.find(|(_, right)| right.starts_with("cgroup2 "))?;
+    left.split(' ').nth(4).map(PathBuf::from)
 }
 
 /// The v1 hierarchies of a mount table (proc_pid_mountinfo(5)), the first mount of each.

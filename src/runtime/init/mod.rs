@@ -22,6 +22,7 @@
 //! sysfs are mounted before the pivot: the kernel wants to see the node's, uncovered, in the mount namespace.
 mod copy;
 mod devices;
+pub(in crate::runtime) mod external;
 mod join;
 mod masks;
 mod mounts;

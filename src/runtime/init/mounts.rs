@@ -121,12 +121,12 @@ impl Host {
     }
 }
 
-fn tree(path: &Path, recursive: bool) -> Result<OwnedFd, Fault> {
+pub(super) fn tree(path: &Path, recursive: bool) -> Result<OwnedFd, Fault> {
     mount::copy_tree(file::CWD, path, recursive).context(STAGE, "open_tree", path.display())
 }
 
 /// `BIDIRECTIONAL` needs a shared source, `HOST_TO_CONTAINER` one that is shared or a slave.
-fn check_propagation(path: &Path, wanted: MountPropagation) -> Step {
+pub(super) fn check_propagation(path: &Path, wanted: MountPropagation) -> Step {
     if wanted == MountPropagation::Private {
         return Ok(());
     }
@@ -146,7 +146,7 @@ fn check_propagation(path: &Path, wanted: MountPropagation) -> Step {
 }
 
 /// Layers of an image as a mount, or a directory inside: its links lead nowhere else.
-fn image(lower: &[std::path::PathBuf], sub_path: &str) -> Result<OwnedFd, Fault> {
+pub(super) fn image(lower: &[std::path::PathBuf], sub_path: &str) -> Result<OwnedFd, Fault> {
     let whole = overlay(lower, None, false)?;
     if sub_path.is_empty() {
         return Ok(whole);

@@ -330,6 +330,7 @@ fn execute_as(
     user_namespace: Option<(u32, u32)>,
 ) -> Outcome {
     let plan = ExecPlan {
+        text: None,
         cgroup: CgroupJoin::V1(Vec::new()),
         user_namespace,
         process,
@@ -1001,6 +1002,7 @@ fn more_processes_in_a_container() {
         assert!(fault.to_string().contains("not given"), "{fault}");
         assert_eq!(end(&container), Exit::Signal(9));
         let late = ExecPlan {
+            text: None,
             cgroup: CgroupJoin::V1(Vec::new()),
             user_namespace: None,
             process: process("true"),

@@ -12,6 +12,7 @@
 //! [`oci::join`]. Labels, annotations and the image's config are data: none but the fields named in
 //! [`crate::base::image::ImageConfig`] has an effect.
 
+pub(crate) mod bundle;
 pub(crate) mod cdi;
 pub(crate) mod devices;
 pub(crate) mod edit;
@@ -129,6 +130,8 @@ pub(crate) struct Built {
     pub(crate) device_rules: Vec<DeviceRule>,
     /// Limits in effect.
     pub(crate) resources: Resources,
+    /// Annotations of the spec that an OCI runtime must not see.
+    pub(crate) hidden_annotations: Vec<String>,
     /// Signal that asks the container to end.
     pub(crate) stop_signal: i32,
 }
@@ -182,6 +185,7 @@ pub(crate) fn container(input: &ContainerInput<'_>, host: &HostFacts) -> Result<
         spec: oci::describe(&plan, extras),
         device_rules,
         stop_signal: process::stop_signal(config, image)?,
+        hidden_annotations: bundle::hidden_annotations(input),
         resources,
         plan,
     })
@@ -353,6 +357,7 @@ pub(crate) fn sandbox(input: &SandboxInput<'_>, host: &HostFacts) -> Result<Buil
         device_rules,
         resources,
         plan,
+        hidden_annotations: vec![],
         stop_signal: crate::runtime::signals::TERM,
     })
 }
@@ -377,5 +382,6 @@ pub(crate) fn exec(plan: &Plan, command: Vec<String>, terminal: bool) -> Result<
         cgroup: plan.cgroup.clone(),
         user_namespace: plan.namespaces.root(),
         process,
+        text: None,
     })
 }

@@ -223,7 +223,8 @@ fn mappings(plan: &[(u32, u32, u32)]) -> Vec<oci::LinuxIdMapping> {
     plan.iter().filter_map(one).collect()
 }
 
-fn process(plan: &ProcessPlan) -> oci::Process {
+/// Describes a process. A user by name is shown as 0: it is looked up later.
+pub(crate) fn process(plan: &ProcessPlan) -> oci::Process {
     let mut user = oci::User::default();
     let number = |name: &UserName| match name {
         UserName::Id(id) => *id,

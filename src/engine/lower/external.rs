@@ -1,0 +1,88 @@
+//! Containers that an OCI runtime makes.
+
+use std::path::PathBuf;
+
+use crate::base::handler::OciRuntime;
+use crate::engine::container::Container;
+use crate::engine::core::{Core, make_directory};
+use crate::engine::error::{EngineError, Result};
+use crate::engine::lower::Lower;
+use crate::runtime::external::Text;
+use crate::runtime::plan::ExecPlan;
+use crate::runtime::spec::{Built, bundle};
+
+/// What an OCI runtime needs to make a container.
+#[derive(Clone, Debug)]
+pub(crate) struct Order {
+    /// The runtime.
+    pub(crate) runtime: OciRuntime,
+    /// Directory of the bundle; exists.
+    pub(crate) bundle: PathBuf,
+    /// Its configuration.
+    pub(crate) config: Text,
+}
+
+fn encoding(error: serde_json::Error) -> EngineError {
+    EngineError::io("encode the OCI configuration")(error.into())
+}
+
+/// Directory of a container's bundle, in that of its pod.
+pub(crate) fn bundle_of(core: &Core, container: &Container) -> PathBuf {
+    core.pod_directory(container.pod.id)
+        .join(container.id.to_string())
+}
+
+/// The order for the pod's OCI runtime; absent: it has none. Makes the directory.
+///
+/// # Errors
+/// [`EngineError::Step`].
+pub(super) fn order(core: &Core, container: &Container, built: &Built) -> Result<Option<Order>> {
+    let Some(runtime) = &container.pod.handler.runtime else {
+        return Ok(None);
+    };
+    let directory = bundle_of(core, container);
+    make_directory(&directory, 0o700)?;
+    let hidden = &built.hidden_annotations;
+    let config = bundle::config(&built.spec, &built.plan, &directory, hidden);
+    Ok(Some(Order {
+        runtime: runtime.clone(),
+        bundle: directory,
+        config: config.map_err(encoding)?,
+    }))
+}
+
+/// Adds what the OCI runtime of the container, if it has one, needs for an exec.
+///
+/// # Errors
+/// [`EngineError::Step`].
+pub(super) fn add_process(container: &Container, plan: &mut ExecPlan) -> Result<()> {
+    if container.pod.handler.runtime.is_some() {
+        plan.text = Some(bundle::process(&plan.process).map_err(encoding)?);
+    }
+    Ok(())
+}
+
+impl Lower {
+    /// Makes an OCI runtime forget a container whose monitor is gone: another monitor calls it. Fine where there is
+    /// nothing to forget.
+    ///
+    /// # Errors
+    /// [`EngineError::Step`].
+    pub(crate) async fn clean(&self, core: &Core, container: &Container) -> Result<()> {
+        let Some(runtime) = &container.pod.handler.runtime else {
+            return Ok(());
+        };
+        let bundle = bundle_of(core, container);
+        if !bundle.exists() {
+            // It was never asked for, or the node has rebooted.
+            return Ok(());
+        }
+        let pod = container.pod.id;
+        let (monitor, _events) = self.monitor(pod, &core.pod_directory(pod)).await?;
+        let cleaned = monitor.clean(container.id, runtime.clone(), bundle).await;
+        self.end_monitor(&monitor).await?;
+        cleaned.map_err(EngineError::step(
+            "make the OCI runtime forget the container",
+        ))
+    }
+}

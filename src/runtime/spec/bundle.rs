@@ -1,0 +1,127 @@
+//! What an OCI runtime program gets: the OCI spec of a plan, made fit to be executed.
+//!
+//! The spec of `oci::describe` tells what berth does; here the mounts that the helper has staged become bind mounts of its
+//! bundle, the user is left out (the helper looks it up in the image), and only annotations that the handler lets through
+//! stay.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use oci_spec::runtime as oci;
+use serde_json::{Map, Value, json};
+
+use crate::base::handler::passed;
+use crate::runtime::external::{Text, staged};
+use crate::runtime::plan::{MountSource, Plan, ProcessPlan};
+use crate::runtime::spec::ContainerInput;
+use crate::runtime::spec::oci::process as describe_process;
+
+/// What older runtimes know too (crun before 1.10 refuses a later one). Newer fields are used all the same: a runtime
+/// looks at what is there.
+const VERSION: &str = "1.0.2";
+/// Front of the annotations that are berth's own.
+const OWN: &str = "io.kubernetes.cri.";
+
+/// Keys of annotations that an OCI runtime must not see: they may change what it does, and nobody has let them through.
+pub(crate) fn hidden_annotations(input: &ContainerInput<'_>) -> Vec<String> {
+    let given = &input.config.annotations;
+    let shown: BTreeMap<String, String> = passed(given, &input.handler.container_annotations);
+    let edited = |key: &str| {
+        let asked = input.edits.iter().flat_map(|edits| &edits.annotations);
+        asked.into_iter().any(|(name, _)| name == key)
+    };
+    let hidden = given
+        .keys()
+        .filter(|key| !shown.contains_key(*key) && !key.starts_with(OWN) && !edited(key));
+    hidden.cloned().collect()
+}
+
+/// `config.json` of a container whose bundle is this directory.
+///
+/// # Errors
+/// Values that are no JSON.
+pub(crate) fn config(
+    spec: &oci::Spec,
+    plan: &Plan,
+    bundle: &Path,
+    hidden: &[String],
+) -> serde_json::Result<Text> {
+    let mut spec = object(serde_json::to_value(spec)?);
+    spec.insert("ociVersion".to_owned(), json!(VERSION));
+    if let Some(root) = spec.get_mut("root") {
+        root["path"] = json!("rootfs");
+    }
+    if let Some(Value::Object(annotations)) = spec.get_mut("annotations") {
+        annotations.retain(|key, _| !hidden.contains(key));
+    }
+    if let Some(Value::Array(mounts)) = spec.get_mut("mounts") {
+        for (index, (mount, shown)) in plan.mounts.iter().zip(mounts.iter_mut()).enumerate() {
+            fit(shown, &mount.source, staged(index, mount), bundle);
+        }
+        // The volumes of the image are last in the list: each goes before what is mounted below it.
+        mounts.sort_by_key(|mount| {
+            let target = mount["destination"].as_str().unwrap_or_default();
+            target.matches('/').count()
+        });
+    }
+    let process = object(spec.remove("process").unwrap_or_default());
+    let process = without_user(process)?;
+    Ok(Text {
+        head: format!("{{\"process\":{}", process.head),
+        tail: format!("{}{}", process.tail, after(&Value::Object(spec))?),
+    })
+}
+
+/// One mount as the runtime is to make it.
+fn fit(shown: &mut Value, source: &MountSource, staged: Option<String>, bundle: &Path) {
+    let bind = |shown: &mut Value, name: &str, more: &[&str]| {
+        shown["type"] = json!("bind");
+        shown["source"] = json!(bundle.join(name));
+        if let Some(options) = shown["options"].as_array_mut() {
+            options.extend(more.iter().map(|option| json!(option)));
+        }
+    };
+    match (source, staged) {
+        (MountSource::Bind { .. }, Some(name)) => bind(shown, &name, &[]),
+        (MountSource::Image { .. }, Some(name)) => bind(shown, &name, &["bind", "ro"]),
+        (_, Some(name)) => bind(shown, &name, &["bind"]),
+        // Runtimes know by this type what is to be seen there, whatever the version.
+        (MountSource::Filesystem { kind, .. }, None) if kind == "cgroup2" => {
+            shown["type"] = json!("cgroup");
+            shown["source"] = json!("cgroup");
+        }
+        (_, None) => {}
+    }
+}
+
+/// `process.json` of one more process.
+///
+/// # Errors
+/// Values that are no JSON.
+pub(crate) fn process(plan: &ProcessPlan) -> serde_json::Result<Text> {
+    without_user(object(serde_json::to_value(describe_process(plan))?))
+}
+
+fn without_user(mut process: Map<String, Value>) -> serde_json::Result<Text> {
+    process.remove("user");
+    Ok(Text {
+        head: "{\"user\":".to_owned(),
+        tail: after(&Value::Object(process))?,
+    })
+}
+
+/// The rest of an object after a first member.
+fn after(rest: &Value) -> serde_json::Result<String> {
+    let text = serde_json::to_string(rest)?;
+    Ok(match text.as_str() {
+        "{}" => "}".to_owned(),
+        text => format!(",{}", &text[1..]),
+    })
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
