@@ -9,9 +9,10 @@ use k8s_cri::v1::{
     ContainerConfig, ContainerMetadata, ContainerStatsFilter, ContainerStatusRequest,
     CreateContainerRequest, ExecSyncRequest, ImageSpec, ImageStatusRequest, LinuxPodSandboxConfig,
     LinuxSandboxSecurityContext, ListContainerStatsRequest, ListContainersRequest,
-    ListPodSandboxRequest, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
-    PullImageRequest, RemoveContainerRequest, RemoveImageRequest, RemovePodSandboxRequest,
-    RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
+    ListPodSandboxMetricsRequest, ListPodSandboxRequest, ListPodSandboxStatsRequest, NamespaceMode,
+    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatsFilter, PullImageRequest,
+    RemoveContainerRequest, RemoveImageRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
+    StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
 };
 use tonic::transport::{Channel, Uri};
 
@@ -128,6 +129,19 @@ impl Endpoint {
             "ListContainerStats",
             runtime.list_container_stats(request)
         );
+        let filter = Some(PodSandboxStatsFilter::default());
+        let request = ListPodSandboxStatsRequest { filter };
+        timed!(
+            note,
+            "ListPodSandboxStats",
+            runtime.list_pod_sandbox_stats(request)
+        );
+        // Not every runtime has it.
+        let began = Instant::now();
+        let request = ListPodSandboxMetricsRequest {};
+        if runtime.list_pod_sandbox_metrics(request).await.is_ok() {
+            note("ListPodSandboxMetrics", began.elapsed());
+        }
     }
 }
 

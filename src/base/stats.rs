@@ -30,7 +30,9 @@ pub(crate) struct PsiLine {
 pub(crate) enum Scope {
     /// What the stats calls show: few files.
     Usage,
-    /// The rest as well, for the metrics calls.
+    /// What the metrics calls show of a pod, too.
+    Pod,
+    /// What they show of a container, too.
     Everything,
 }
 
@@ -89,7 +91,7 @@ pub(crate) struct FilesystemSize {
 }
 
 /// What a cgroup tells in one reading. Absent: the controller or file is not there, or it is of
-/// [`Scope::Everything`] and was not read.
+/// a larger [`Scope`] and was not read.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct CgroupStats {
     /// When it was read.

@@ -135,7 +135,7 @@ pub(super) fn container_figures(
     let cgroup = core.lower.cgroups.stats(&container.cgroup, scope);
     let (usage_nano_cores, processes) = match scope {
         Scope::Usage => (container.lock().rate.reading(&cgroup), None),
-        Scope::Everything => {
+        Scope::Pod | Scope::Everything => {
             let first = container.pid();
             let processes = core.lower.cgroups.process_stats(&container.cgroup, first);
             (None, Some(processes))
@@ -189,7 +189,11 @@ fn pod_figures(core: &Core, pod: &Pod, scope: Scope, shared: bool) -> PodFigures
         true => pod.pause_cgroup(),
         false => pod.cgroup_parent.clone(),
     };
-    let own = core.lower.cgroups.stats(&cgroup_path, scope);
+    let own_scope = match scope {
+        Scope::Everything => Scope::Pod,
+        _ => scope,
+    };
+    let own = core.lower.cgroups.stats(&cgroup_path, own_scope);
     let cgroup = match shared {
         true => sum(own, containers.iter().map(|figures| &figures.cgroup)),
         false => own,
@@ -198,7 +202,7 @@ fn pod_figures(core: &Core, pod: &Pod, scope: Scope, shared: bool) -> PodFigures
         let mut inner = pod.lock();
         let rate = match scope {
             Scope::Usage => inner.rate.reading(&cgroup),
-            Scope::Everything => None,
+            Scope::Pod | Scope::Everything => None,
         };
         (rate, inner.pause_pid)
     };

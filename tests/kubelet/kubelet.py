@@ -14,7 +14,7 @@ from harness.report import Failure
 CGROUPS = "/sys/fs/cgroup"
 CONFIG = """apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
-{v1_only}failSwapOn: false
+{v1_only}{gates}failSwapOn: false
 staticPodPath: {work}/manifests
 containerRuntimeEndpoint: unix://{socket}
 cgroupDriver: cgroupfs
@@ -53,6 +53,9 @@ ALLOWED = (
      "kubelet's own process: the machine's init is in no pid namespace it can read"),
     (r"\"ContainerStatus from runtime service failed\".*code = NotFound",
      "kubelet asks again for a container that it has just removed"),
+    (r"kuberuntime_gc\.go.*\"Failed to remove container\".*failed to get container status.*code = NotFound", "as above"),
+    (r"\"Version from runtime service failed\".*code = Canceled", "with EventedPLEG, an event breaks off kubelet's own work"),
+    (r"Failed to create existing container: .*: no process runs", "cAdvisor finds the cgroup of a container that has just ended"),
 )
 
 
@@ -103,11 +106,15 @@ def node_ip():
 class Kubelet:
     """A running kubelet; `work` holds its manifests, root, logs and log file."""
 
-    def __init__(self, work, runtime):
+    def __init__(self, work, runtime, gates=()):
+        self.gates = gates
         self.work, self.runtime = os.path.join(work, "kubelet"), runtime
         self.manifests, self.root = self.work + "/manifests", self.work + "/root"
         self.cgroup, self.log = runtime.cgroup_root + "-kubelet", self.work + "/kubelet.log"
         self.process, self.sysctls = None, {}
+
+    def _feature_gates(self):
+        return "featureGates: {%s}\n" % ", ".join(f"{g}: true" for g in self.gates) if self.gates else ""
 
     def start(self):
         for d in ("manifests", "root", "pki", "podlogs"):
@@ -119,6 +126,7 @@ class Kubelet:
         config = self.work + "/config.yaml"
         with open(config, "w") as f:
             f.write(CONFIG.format(work=self.work, socket=self.runtime.socket, cgroup=self.cgroup,
+                                  gates=self._feature_gates(),
                                   v1_only="" if unified() else "failCgroupV1: false\n"))
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(

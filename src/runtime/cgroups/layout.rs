@@ -241,8 +241,7 @@ impl Cgroups {
     /// The processes of cgroup `path`, and what they have open. `first`: pid of the container's own
     /// process, 0: there is none.
     pub(crate) fn process_stats(&self, path: &str, first: u32) -> ProcessStats {
-        let found = self.dirs(path).map(|dirs| files::processes(&dirs.kill));
-        open_files::count(&found.unwrap_or_default(), first)
+        open_files::of(self, path, first)
     }
 
     /// Host pids of the cgroup and those below it.

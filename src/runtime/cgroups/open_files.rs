@@ -5,18 +5,43 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, RawDir};
 
-use super::reader::first_number;
+use super::reader::{Reader, first_number};
+use super::{Cgroups, Version, files};
 use crate::base::stats::ProcessStats;
 
 /// Descriptors of one container that are looked at to find its sockets: so many take a few milliseconds.
 const MOST: u64 = 20_000;
 
+/// Counts for the processes of cgroup `path` and those below it.
+pub(super) fn of(cgroups: &Cgroups, path: &str, first: u32) -> ProcessStats {
+    let controller = match cgroups.version() {
+        Version::V2 => "",
+        Version::V1 => "freezer",
+    };
+    let mut reader = Reader::default();
+    let text = reader.read_one(cgroups, controller, path, "cgroup.procs");
+    let mut pids: Vec<u32> = std::str::from_utf8(text)
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .collect();
+    // Every cgroup has two links, and one more for each below it.
+    if let Some(directory) = cgroups.directory(controller, path)
+        && rustix::fs::stat(&directory).is_ok_and(|status| status.st_nlink > 2)
+    {
+        for child in files::children(&directory) {
+            pids.extend(files::processes(&child));
+        }
+    }
+    count(&pids, first, &mut reader)
+}
+
 /// Counts for these processes. Who ends meanwhile has nothing open.
-pub(super) fn count(pids: &[u32], first: u32) -> ProcessStats {
+fn count(pids: &[u32], first: u32, reader: &mut Reader) -> ProcessStats {
     let mut stats = ProcessStats {
         processes: u64::try_from(pids.len()).unwrap_or(u64::MAX),
         sockets: Some(0),
-        open_files_limit: open_files_limit(first),
+        open_files_limit: open_files_limit(first, reader),
         ..ProcessStats::default()
     };
     for pid in pids {
@@ -72,12 +97,12 @@ fn look(directory: impl AsFd, sockets: bool) -> (u64, u64) {
 }
 
 /// The soft limit of open files of a process; absent: it is gone.
-fn open_files_limit(pid: u32) -> Option<u64> {
+fn open_files_limit(pid: u32, reader: &mut Reader) -> Option<u64> {
     if pid == 0 {
         return None;
     }
-    let text = std::fs::read(format!("/proc/{pid}/limits")).ok()?;
-    let line = text
+    let line = reader
+        .read_path(&format!("/proc/{pid}/limits"))
         .split(|byte| *byte == b'\n')
         .find_map(|line| line.strip_prefix(b"Max open files"))?;
     first_number(line.trim_ascii_start())
@@ -91,11 +116,12 @@ mod tests {
     fn our_own() {
         let _pair = std::os::unix::net::UnixStream::pair().unwrap();
         let own = std::process::id();
-        let stats = count(&[own, u32::MAX], own);
+        let mut reader = Reader::default();
+        let stats = count(&[own, u32::MAX], own, &mut reader);
         assert_eq!(stats.processes, 2);
         assert!(stats.sockets.unwrap() >= 2, "{stats:?}");
         assert!(stats.descriptors >= 5, "{stats:?}");
         assert!(stats.open_files_limit.unwrap() > 0);
-        assert_eq!(count(&[], 0).open_files_limit, None);
+        assert_eq!(count(&[], 0, &mut reader).open_files_limit, None);
     }
 }

@@ -1,71 +1,116 @@
 //! Reads the small files of one cgroup directory after another through the same two buffers.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
 use std::sync::OnceLock;
 
 use rustix::fs::{Mode, OFlags};
 
 use super::Cgroups;
 
-/// Longer than any file that is read: the longest is `memory.stat`, about 2 KiB.
-const CAPACITY: usize = 16 * 1024;
+/// Longer than any file of figures: the longest is `memory.stat`, about 2 KiB. Lists of pids may be longer.
+const CAPACITY: usize = 8 * 1024;
+/// More is not read of any file.
+const MOST: usize = 1024 * 1024;
+/// A first read shorter than this has the whole file.
+const ALL_AT_ONCE: usize = 2048;
+const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC);
 
 /// A directory to read from, and what was read last.
+///
+/// A path of a cgroup has many parts, and the kernel asks the filesystem about each: where several files
+/// are read, they are opened from their directory.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
+    directory: Option<OwnedFd>,
     path: Vec<u8>,
-    directory: usize,
     text: Vec<u8>,
 }
 
 impl Reader {
-    /// Goes to the directory of cgroup `path` for `controller`. False: there is no such hierarchy.
+    /// Goes to the directory of cgroup `path` for `controller`. False: there is none.
     pub(super) fn enter(&mut self, cgroups: &Cgroups, controller: &str, path: &str) -> bool {
+        if !self.place(cgroups, controller, path) {
+            return false;
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        self.directory = rustix::fs::open(&self.path[..], flags, Mode::empty()).ok();
+        self.directory.is_some()
+    }
+
+    /// The file of that name in the directory, without the end of the last line; empty: it is not there,
+    /// or cannot be read.
+    pub(super) fn read(&mut self, name: &str) -> &[u8] {
+        let opened = match &self.directory {
+            Some(directory) => rustix::fs::openat(directory, name, FLAGS, Mode::empty()),
+            None => Err(rustix::io::Errno::NOENT),
+        };
+        self.fill(opened)
+    }
+
+    /// One file of cgroup `path`, as [`Reader::read`].
+    pub(super) fn read_one(
+        &mut self,
+        cgroups: &Cgroups,
+        controller: &str,
+        path: &str,
+        name: &str,
+    ) -> &[u8] {
+        if !self.place(cgroups, controller, path) {
+            return &[];
+        }
+        self.path.push(b'/');
+        self.path.extend_from_slice(name.as_bytes());
+        let opened = rustix::fs::open(&self.path[..], FLAGS, Mode::empty());
+        self.fill(opened)
+    }
+
+    /// A file by its path, as [`Reader::read`].
+    pub(super) fn read_path(&mut self, path: &str) -> &[u8] {
+        let opened = rustix::fs::open(path, FLAGS, Mode::empty());
+        self.fill(opened)
+    }
+
+    fn place(&mut self, cgroups: &Cgroups, controller: &str, path: &str) -> bool {
         let Some(mount) = cgroups.mount(controller) else {
             return false;
         };
-        self.go_to(mount);
+        self.path.clear();
+        self.path.extend_from_slice(mount.as_os_str().as_bytes());
+        self.path.push(b'/');
         self.path
             .extend_from_slice(path.trim_start_matches('/').as_bytes());
-        self.path.push(b'/');
-        self.directory = self.path.len();
         true
     }
 
-    /// Goes to a directory by its path.
-    pub(super) fn go_to(&mut self, directory: &Path) {
-        self.path.clear();
-        self.path
-            .extend_from_slice(directory.as_os_str().as_bytes());
-        self.path.push(b'/');
-        self.directory = self.path.len();
-    }
-
-    /// The file of that name, without the end of the last line; empty: it is not there, or cannot be read.
-    pub(super) fn read(&mut self, name: &str) -> &[u8] {
-        self.path.truncate(self.directory);
-        self.path.extend_from_slice(name.as_bytes());
-        let read = fill(&self.path, &mut self.text).unwrap_or(0);
-        self.text[..read].trim_ascii_end()
-    }
-}
-
-/// Reads a file in one or, where it is long, several reads; the bytes.
-fn fill(path: &[u8], text: &mut Vec<u8>) -> rustix::io::Result<usize> {
-    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    text.resize(CAPACITY, 0);
-    let mut filled = 0;
-    while filled < text.len() {
-        let read = rustix::io::read(&file, &mut text[filled..])?;
-        filled += read;
-        // The kernel makes such a file at once: a read that leaves room has all of it, but for lists
-        // of many records, which come in pages.
-        if read == 0 || filled < 2048 {
-            break;
+    /// Reads a file in one or, where it is long, several reads.
+    fn fill(&mut self, opened: rustix::io::Result<OwnedFd>) -> &[u8] {
+        let Ok(file) = opened else {
+            return &[];
+        };
+        if self.text.is_empty() {
+            self.text.resize(CAPACITY, 0);
         }
+        let mut filled = 0;
+        while filled < MOST {
+            if filled == self.text.len() {
+                self.text.resize(filled * 2, 0);
+            }
+            match rustix::io::read(&file, &mut self.text[filled..]) {
+                Ok(read) => {
+                    filled += read;
+                    // The kernel makes such a file at once: a read that leaves room has all of it, but
+                    // for lists of many records, which come in pages.
+                    if read == 0 || filled < ALL_AT_ONCE {
+                        break;
+                    }
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return &[],
+            }
+        }
+        self.text[..filled].trim_ascii_end()
     }
-    Ok(filled)
 }
 
 /// Calls `visit` with every line of `KEY NUMBER`.
@@ -162,13 +207,14 @@ mod tests {
             crate::store::write_atomic(&path, text, 0o600, crate::store::Durability::Process)
                 .unwrap();
         };
-        let long = b"x".repeat(5000);
+        let long = b"x".repeat(50_000);
         put("long", &long);
         put("short", b"12\n");
         let mut reader = Reader::default();
-        reader.go_to(directory.path());
-        assert_eq!(reader.read("long"), long);
-        assert_eq!(reader.read("short"), b"12");
-        assert_eq!(reader.read("none"), b"");
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        assert_eq!(reader.read_path(&path("long")), long);
+        assert_eq!(reader.read_path(&path("short")), b"12");
+        assert_eq!(reader.read_path(&path("none")), b"");
+        assert_eq!(reader.read("short"), b"");
     }
 }

@@ -64,6 +64,13 @@ fn read_v2(at: &mut Reader, stats: &mut CgroupStats, scope: Scope) {
     stats.cpu_psi = pressure(at.read("cpu.pressure"));
     stats.memory_psi = pressure(at.read("memory.pressure"));
     stats.io_psi = pressure(at.read("io.pressure"));
+    if scope != Scope::Usage {
+        each(at.read("memory.events"), |key, value| match key {
+            b"max" => stats.memory_failcnt = Some(value),
+            b"oom_kill" => stats.oom_kills = Some(value),
+            _ => {}
+        });
+    }
     if scope == Scope::Everything {
         rest_of_v2(at, stats);
     }
@@ -71,11 +78,6 @@ fn read_v2(at: &mut Reader, stats: &mut CgroupStats, scope: Scope) {
 
 fn rest_of_v2(at: &mut Reader, stats: &mut CgroupStats) {
     stats.memory_peak = number(at.read("memory.peak"));
-    each(at.read("memory.events"), |key, value| match key {
-        b"max" => stats.memory_failcnt = Some(value),
-        b"oom_kill" => stats.oom_kills = Some(value),
-        _ => {}
-    });
     stats.memory_reservation = number(at.read("memory.low")).filter(|bytes| *bytes > 0);
     stats.pids_limit = number(at.read("pids.max"));
     let [quota, period] = words(at.read("cpu.max"));
@@ -104,30 +106,30 @@ fn rest_of_v2(at: &mut Reader, stats: &mut CgroupStats) {
 }
 
 fn read_v1(cgroups: &Cgroups, path: &str, at: &mut Reader, stats: &mut CgroupStats, scope: Scope) {
-    let all = scope == Scope::Everything;
-    if at.enter(cgroups, "cpuacct", path) {
+    if scope == Scope::Usage {
+        stats.cpu_usage_ns = number(at.read_one(cgroups, "cpuacct", path, "cpuacct.usage"));
+    } else if at.enter(cgroups, "cpuacct", path) {
         stats.cpu_usage_ns = number(at.read("cpuacct.usage"));
-        if stats.cpu_usage_ns.is_none() {
-            // There is no such cgroup (any more).
-            return;
-        }
-        if all {
-            each(at.read("cpuacct.stat"), |key, value| match key {
-                b"user" => stats.cpu_user_ns = value.checked_mul(TICK_NS),
-                b"system" => stats.cpu_system_ns = value.checked_mul(TICK_NS),
-                _ => {}
-            });
-        }
+        each(at.read("cpuacct.stat"), |key, value| match key {
+            b"user" => stats.cpu_user_ns = value.checked_mul(TICK_NS),
+            b"system" => stats.cpu_system_ns = value.checked_mul(TICK_NS),
+            _ => {}
+        });
+    }
+    if stats.cpu_usage_ns.is_none() && cgroups.mount("cpuacct").is_some() {
+        // There is no such cgroup (any more).
+        return;
     }
     if at.enter(cgroups, "memory", path) {
-        read_v1_memory(at, stats, all);
+        read_v1_memory(at, stats, scope);
+    }
+    if scope != Scope::Everything {
+        stats.pids = number(at.read_one(cgroups, "pids", path, "pids.current"));
+        return;
     }
     if at.enter(cgroups, "pids", path) {
         stats.pids = number(at.read("pids.current"));
-        stats.pids_limit = all.then(|| number(at.read("pids.max"))).flatten();
-    }
-    if !all {
-        return;
+        stats.pids_limit = number(at.read("pids.max"));
     }
     if at.enter(cgroups, "cpu", path) {
         each(at.read("cpu.stat"), |key, value| match key {
@@ -156,7 +158,7 @@ fn read_v1(cgroups: &Cgroups, path: &str, at: &mut Reader, stats: &mut CgroupSta
     }
 }
 
-fn read_v1_memory(at: &mut Reader, stats: &mut CgroupStats, all: bool) {
+fn read_v1_memory(at: &mut Reader, stats: &mut CgroupStats, scope: Scope) {
     let limited = |value: Option<u64>| value.filter(|limit| *limit < UNLIMITED_V1);
     let mut inactive_file = 0;
     each(at.read("memory.stat"), |key, value| match key {
@@ -177,16 +179,18 @@ fn read_v1_memory(at: &mut Reader, stats: &mut CgroupStats, all: bool) {
         let total = limited(number(at.read("memory.memsw.limit_in_bytes")));
         stats.swap_limit = total.map(|total| total.saturating_sub(memory));
     }
-    if all {
-        stats.memory_peak = number(at.read("memory.max_usage_in_bytes"));
-        stats.memory_kernel = number(at.read("memory.kmem.usage_in_bytes"));
-        stats.memory_failcnt = number(at.read("memory.failcnt"));
-        stats.memory_reservation = limited(number(at.read("memory.soft_limit_in_bytes")));
+    if scope != Scope::Usage {
         each(at.read("memory.oom_control"), |key, value| {
             if key == b"oom_kill" {
                 stats.oom_kills = Some(value);
             }
         });
+    }
+    if scope == Scope::Everything {
+        stats.memory_peak = number(at.read("memory.max_usage_in_bytes"));
+        stats.memory_kernel = number(at.read("memory.kmem.usage_in_bytes"));
+        stats.memory_failcnt = number(at.read("memory.failcnt"));
+        stats.memory_reservation = limited(number(at.read("memory.soft_limit_in_bytes")));
     }
 }
 
