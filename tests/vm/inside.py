@@ -17,6 +17,7 @@ STEPS = {
     "crictl": [TESTS + "/crictl/walkthrough.py", *COMMON],
     "cgroups": [TESTS + "/cgroups/run.py", *COMMON],
     "metrics": [TESTS + "/metrics/run.py", *COMMON],
+    "security": [TESTS + "/security/run.py", *COMMON],
     "kubelet": [TESTS + "/kubelet/run.py", *COMMON],
     "critest": [TESTS + "/critest/run.py", "--all", *COMMON],
 }
