@@ -8,7 +8,6 @@ use crate::engine::Engine;
 use crate::engine::core::{Core, blocking};
 use crate::engine::error::Result;
 use crate::engine::facade::{Metrics, PodFigures};
-use crate::engine::stats::pods_figures;
 
 impl Engine {
     /// Everything of all ready pods.
@@ -16,16 +15,15 @@ impl Engine {
     /// # Errors
     /// [`crate::engine::EngineError::GivenUp`] at shutdown only.
     pub(super) async fn read_metrics(&self) -> Result<Metrics> {
+        let mut pods = self.core().pods.all();
+        pods.retain(|pod| pod.is_ready());
+        let pods = self.read_pods(pods, Scope::Everything).await?;
         let engine = self.clone();
         blocking("read metrics", move || {
-            let core = engine.core();
-            let mut pods = core.pods.all();
-            pods.retain(|pod| pod.is_ready());
-            let pods = pods_figures(core, &pods, Scope::Everything);
             Ok(Metrics {
                 devices: device_names(&pods),
                 pods,
-                filesystem: filesystem(core),
+                filesystem: filesystem(engine.core()),
             })
         })
         .await

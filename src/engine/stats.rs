@@ -20,6 +20,10 @@ use crate::engine::state::Refused;
 
 /// Readings closer than this do not make a new rate: the one before is repeated.
 const RATE_WINDOW: Duration = Duration::from_millis(500);
+/// Threads that read the figures of many objects, at most.
+const READERS: usize = 4;
+/// So many objects are not worth another thread.
+const SHARE: usize = 16;
 /// How long a measured writable layer is not measured again.
 const LAYER_AGE: Duration = Duration::from_secs(8);
 /// A layer that takes long to measure is measured so many times its duration apart.
@@ -163,8 +167,12 @@ fn parents(core: &Core) -> HashMap<String, usize> {
 }
 
 /// Figures of pods, in their order. Reads files on the calling thread.
-pub(super) fn pods_figures(core: &Core, pods: &[Arc<Pod>], scope: Scope) -> Vec<PodFigures> {
-    let parents = parents(core);
+fn pods_figures(
+    core: &Core,
+    pods: &[Arc<Pod>],
+    parents: &HashMap<String, usize>,
+    scope: Scope,
+) -> Vec<PodFigures> {
     let figures = pods.iter().map(|pod| {
         let others = parents.get(&pod.cgroup_parent).copied().unwrap_or(0) > 1;
         let ours = pod
@@ -173,6 +181,26 @@ pub(super) fn pods_figures(core: &Core, pods: &[Arc<Pod>], scope: Scope) -> Vec<
         pod_figures(core, pod, scope, others || ours)
     });
     figures.collect()
+}
+
+/// Reads something of each of many objects, in their order, on a few threads: almost all of the time is
+/// the kernel's, which makes every file anew.
+async fn read_each<T, R>(
+    all: Vec<Arc<T>>,
+    read: impl Fn(&[Arc<T>]) -> Vec<R> + Clone + Send + 'static,
+) -> Result<Vec<R>>
+where
+    T: Send + Sync + 'static,
+    R: Send + 'static,
+{
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(READERS));
+    let share = all.len().div_ceil(threads).max(SHARE);
+    let parts = all.chunks(share).map(|part| {
+        let (part, read) = (part.to_vec(), read.clone());
+        blocking("read figures", move || Ok(read(&part)))
+    });
+    let parts = futures_util::future::try_join_all(parts).await?;
+    Ok(parts.into_iter().flatten().collect())
 }
 
 /// `shared`: the parent of the pod's cgroups is not its alone.
@@ -309,14 +337,12 @@ impl Engine {
         let mut selected = self.select_containers(filter);
         selected.retain(|container| container.status().state == ContainerState::Running);
         let engine = self.clone();
-        blocking("read stats", move || {
-            let all = selected
-                .iter()
+        read_each(selected, move |part| {
+            part.iter()
                 .map(|container| container_figures(engine.core(), container, Scope::Usage))
                 // Who ended meanwhile is left out.
                 .filter(|figures| figures.cgroup.cpu_usage_ns.is_some())
-                .collect();
-            Ok(all)
+                .collect()
         })
         .await
     }
@@ -335,7 +361,7 @@ impl Engine {
                 source: Refused { state: "not ready" },
             });
         }
-        self.read_pods(vec![pod])
+        self.read_pods(vec![pod], Scope::Usage)
             .await?
             .pop()
             .ok_or_else(|| EngineError::no_pod(id))
@@ -348,13 +374,21 @@ impl Engine {
     pub(super) async fn all_figures_of_pods(&self, filter: &PodFilter) -> Result<Vec<PodFigures>> {
         let mut selected = self.select_pods(filter);
         selected.retain(|pod| pod.is_ready());
-        self.read_pods(selected).await
+        self.read_pods(selected, Scope::Usage).await
     }
 
-    async fn read_pods(&self, pods: Vec<Arc<Pod>>) -> Result<Vec<PodFigures>> {
-        let engine = self.clone();
-        blocking("read stats", move || {
-            Ok(pods_figures(engine.core(), &pods, Scope::Usage))
+    /// Figures of these pods, in their order.
+    ///
+    /// # Errors
+    /// [`EngineError::GivenUp`] at shutdown only.
+    pub(super) async fn read_pods(
+        &self,
+        pods: Vec<Arc<Pod>>,
+        scope: Scope,
+    ) -> Result<Vec<PodFigures>> {
+        let (engine, parents) = (self.clone(), Arc::new(parents(self.core())));
+        read_each(pods, move |part| {
+            pods_figures(engine.core(), part, &parents, scope)
         })
         .await
     }
