@@ -13,6 +13,8 @@ fn main() {
     pause(&out);
     #[cfg(feature = "daemon")]
     grpc(&out);
+    #[cfg(feature = "daemon")]
+    nri(&out);
 }
 
 /// Builds `src/monitor/pause/pause.rs`, a freestanding static program of a few kilobytes whose bytes
@@ -82,6 +84,22 @@ fn grpc(out: &Path) {
         .extern_path(".runtime.v1.Metric", "crate::cri::metrics::Encoded")
         .compile_fds(files)
         .expect("the gRPC types are generated");
+}
+
+/// Messages of NRI and of ttrpc, which it travels in: no gRPC, so no services.
+#[cfg(feature = "daemon")]
+fn nri(out: &Path) {
+    let protos = ["nri/nri.proto", "nri/ttrpc.proto"];
+    let files = protox::compile(protos, ["proto"]).expect("the .proto files under proto/ compile");
+    let out = out.join("nri");
+    std::fs::create_dir_all(&out).expect("OUT_DIR is writable");
+    tonic_prost_build::configure()
+        .build_client(false)
+        .build_server(false)
+        .btree_map(".")
+        .out_dir(out)
+        .compile_fds(files)
+        .expect("the types of NRI are generated");
 }
 
 #[cfg(feature = "daemon")]

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::base::handler::Handlers;
+use crate::nri::Rejects;
 use runtimes::Runtime;
 
 /// Where the configuration is looked for when none is named; it may be absent there.
@@ -101,8 +102,24 @@ config! {
     /// Directories with a `hosts.toml` per registry, one or a list; the first that knows a registry counts.
     registry_config_path: Directories =
         Directories(vec!["/etc/berth/certs.d".into(), "/etc/containerd/certs.d".into()]);
-    /// Unix socket for NRI plugins. This version does not open it yet.
+    /// Unix socket for NRI plugins. Empty: none. Daemons side by side need one each.
     nri_socket: PathBuf = "/var/run/nri/nri.sock".into();
+    /// Directory of NRI plugins (programs `NN-name`) that are started with the daemon. Empty: none.
+    nri_plugin_dir: PathBuf = "/opt/nri/plugins".into();
+    /// Directory of their configurations: `NN-name.conf` or `name.conf`.
+    nri_plugin_config_dir: PathBuf = "/etc/nri/conf.d".into();
+    /// Milliseconds within which an NRI plugin must register.
+    nri_registration_timeout: u64 = 5000;
+    /// Milliseconds within which an NRI plugin must answer a request; one that does not is closed.
+    nri_request_timeout: u64 = 2000;
+    /// Check what NRI plugins adjust: by the next three keys and the annotation `required-plugins.noderesource.dev`.
+    nri_validator: bool = false;
+    /// What they may not adjust: hooks, seccomp-default, seccomp-unconfined, seccomp-localhost, namespaces, sysctl.
+    nri_reject: Vec<String> = vec![];
+    /// NRI plugins, by name, without which no container is made.
+    nri_required_plugins: Vec<String> = vec![];
+    /// Annotation whose value `true` lets a pod do without them. Empty: none.
+    nri_tolerate_missing_annotation: String = String::new();
     /// Directories of CDI files (devices that vendors describe), one or a list; a later one wins. Empty: no CDI.
     cdi_spec_dirs: Directories = Directories(vec!["/etc/cdi".into(), "/var/run/cdi".into()]);
     /// Who makes cgroups: `cgroupfs` (berth itself), or `auto`. `systemd` is not built yet.
@@ -237,15 +254,21 @@ impl Config {
             ("socket", self.socket.as_path()),
             ("root", &self.root),
             ("state", &self.state),
-            ("nri_socket", &self.nri_socket),
             ("cgroup_root", Path::new(&self.cgroup_root)),
             ("cni_config_dir", &self.cni_config_dir),
         ];
         paths.extend(directories.map(|path| ("registry_config_path", path)));
         let directories = self.cdi_spec_dirs.0.iter().map(PathBuf::as_path);
         paths.extend(directories.map(|path| ("cdi_spec_dirs", path)));
-        if !self.monitor.as_os_str().is_empty() {
-            paths.push(("monitor", &self.monitor));
+        for (key, path) in [
+            ("monitor", &self.monitor),
+            ("nri_socket", &self.nri_socket),
+            ("nri_plugin_dir", &self.nri_plugin_dir),
+            ("nri_plugin_config_dir", &self.nri_plugin_config_dir),
+        ] {
+            if !path.as_os_str().is_empty() {
+                paths.push((key, path));
+            }
         }
         for (key, path) in paths {
             let climbs = path.components().any(|part| part.as_os_str() == "..");
@@ -260,6 +283,14 @@ impl Config {
                 "use at most 107 bytes: the kernel takes no longer address".to_owned(),
             );
         }
+        if self.nri_socket.as_os_str().len() > 107 {
+            return bad(
+                "nri_socket",
+                &self.nri_socket,
+                "use at most 107 bytes: the kernel takes no longer address".to_owned(),
+            );
+        }
+        self.check_nri()?;
         if self.root == self.state {
             let mend = "use another directory than that of `root`".to_owned();
             return bad("state", &self.state, mend);
@@ -310,6 +341,28 @@ impl Config {
                     .to_owned()
             }),
         }
+    }
+
+    fn check_nri(&self) -> Result<(), (&'static str, String, String)> {
+        for (key, value) in [
+            ("nri_registration_timeout", self.nri_registration_timeout),
+            ("nri_request_timeout", self.nri_request_timeout),
+        ] {
+            if !(1..=600_000).contains(&value) {
+                return Err((key, value.to_string(), "use 1 to 600000".to_owned()));
+            }
+        }
+        let known = |word: &&String| !Rejects::WORDS.contains(&word.as_str());
+        if let Some(word) = self.nri_reject.iter().find(known) {
+            let mend = format!("use {}", Rejects::WORDS.join(", "));
+            return Err(("nri_reject", format!("{word:?}"), mend));
+        }
+        let checked = !self.nri_reject.is_empty() || !self.nri_required_plugins.is_empty();
+        if checked && !self.nri_validator {
+            let mend = "set it to true: nri_reject and nri_required_plugins ask for it".to_owned();
+            return Err(("nri_validator", "false".to_owned(), mend));
+        }
+        Ok(())
     }
 
     /// The configuration as a JSON object, with what others look for in it: kubeadm reads `sandboxImage`,

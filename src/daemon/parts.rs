@@ -8,6 +8,7 @@ use crate::daemon::config::Config;
 use crate::engine::{Engine, EngineConfig, EngineError, Parts, StreamEndpoint};
 use crate::images::{ImageError, ImageStore, ImagesConfig};
 use crate::network::{Network, NetworkConfig, NetworkError, cidr};
+use crate::nri::{Nri, NriConfig, Rejects, Validator};
 use crate::streaming::{Limits, Server, StreamError};
 
 /// Why a part could not be opened.
@@ -76,7 +77,29 @@ pub(super) async fn open(config: &Config, tasks: &Tasks) -> Result<Engine, PartE
         cdi_spec_dirs: config.cdi_spec_dirs.0.clone(),
         handlers: config.handlers(),
     };
-    Ok(Engine::start(engine, Parts { images, network }, tasks.clone()).await?)
+    let parts = Parts {
+        images,
+        network,
+        nri: Nri::new(nri(config)),
+    };
+    Ok(Engine::start(engine, parts, tasks.clone()).await?)
+}
+
+fn nri(config: &Config) -> NriConfig {
+    let given = |path: &PathBuf| (!path.as_os_str().is_empty()).then(|| path.clone());
+    NriConfig {
+        socket: given(&config.nri_socket),
+        plugins: given(&config.nri_plugin_dir),
+        plugin_config: config.nri_plugin_config_dir.clone(),
+        registration_timeout: Duration::from_millis(config.nri_registration_timeout),
+        request_timeout: Duration::from_millis(config.nri_request_timeout),
+        validator: config.nri_validator.then(|| Validator {
+            rejects: Rejects::from_words(&config.nri_reject),
+            required: config.nri_required_plugins.clone(),
+            tolerate_missing: config.nri_tolerate_missing_annotation.clone(),
+        }),
+        version: crate::cri::VERSION,
+    }
 }
 
 /// The server of Exec, Attach and PortForward.

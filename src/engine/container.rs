@@ -11,6 +11,7 @@ use crate::base::id::{ContainerId, PodId};
 use crate::base::image::RootfsLayers;
 use crate::engine::lane::Lane;
 use crate::engine::lower::ImageVolume;
+use crate::engine::plugins::Told;
 use crate::engine::pod::Pod;
 use crate::engine::state::ContainerPhase;
 use crate::engine::stats::Rate;
@@ -25,14 +26,14 @@ pub(crate) struct Container {
     pub(crate) pod: Arc<Pod>,
     /// As asked for.
     pub(crate) config: ContainerConfig,
-    /// Its cgroup.
-    pub(crate) cgroup: String,
     /// Its image's layers, which are held for it.
     pub(crate) layers: RootfsLayers,
     /// Images that its mounts name, held for it too.
     pub(crate) image_volumes: Vec<ImageVolume>,
     /// Create, start, update and remove, one after the other. A stop's grace period waits beside it.
     pub(crate) lane: Lane,
+    /// Changes of limits: plugins ask for them from the lanes of other containers.
+    pub(crate) limits_lane: Lane,
     /// Writes of the record.
     pub(crate) record_lane: Lane,
     /// True once its first process has ended for good.
@@ -57,6 +58,10 @@ pub(crate) struct ContainerInner {
     pub(crate) gone: bool,
     /// CPU rate between two readings.
     pub(crate) rate: Rate,
+    /// Its cgroup; only a plugin changes it, before it is made.
+    pub(crate) cgroup: String,
+    /// What plugins know of it.
+    pub(crate) told: Told,
 }
 
 /// What survives the daemon.
@@ -145,10 +150,10 @@ impl ContainerRecord {
             id: self.id,
             pod,
             config: self.config,
-            cgroup: self.cgroup,
             layers: self.layers,
             image_volumes: self.image_volumes,
             lane: Lane::default(),
+            limits_lane: Lane::default(),
             record_lane: Lane::default(),
             ended: watch::Sender::new(!self.phase.alive()),
             inner: Mutex::new(ContainerInner {
@@ -159,6 +164,8 @@ impl ContainerRecord {
                 signalled: false,
                 gone: false,
                 rate: Rate::default(),
+                cgroup: self.cgroup,
+                told: Told::of_container(self.phase),
             }),
         }
     }
@@ -178,6 +185,11 @@ impl Container {
     /// Pid of its first process; 0: it does not run.
     pub(crate) fn pid(&self) -> u32 {
         self.lock().pid.unwrap_or(0)
+    }
+
+    /// Its cgroup.
+    pub(crate) fn cgroup(&self) -> String {
+        self.lock().cgroup.clone()
     }
 
     /// Where in its life it is.
@@ -210,7 +222,7 @@ impl Container {
             pod_id: self.pod.id,
             phase: inner.phase,
             config: self.config.clone(),
-            cgroup: self.cgroup.clone(),
+            cgroup: inner.cgroup.clone(),
             created_at: status.created_at,
             started_at: status.started_at,
             finished_at: status.finished_at,

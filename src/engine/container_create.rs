@@ -16,10 +16,11 @@ use crate::engine::container::{Container, ContainerRecord};
 use crate::engine::core::{Core, blocking, give, make_directory};
 use crate::engine::error::{CleanUp, EngineError, Result};
 use crate::engine::exits::note_exit;
-use crate::engine::lower::{Held, Materials};
+use crate::engine::lower::{Design, Held, Materials};
 use crate::engine::names::{Claim, join};
 use crate::engine::pod::{self, Pod};
 use crate::engine::state::{ContainerInput, ContainerPhase, PodPhase, Refused};
+use crate::nri::ContainerEvent;
 
 impl Engine {
     /// Makes the container, joins the call that makes it, or returns the one that a call before has made.
@@ -76,10 +77,11 @@ impl Engine {
             core.lower.release(id);
             return Err(error);
         }
-        let Err(error) = self.build(&container, &held).await else {
+        let Err(error) = Box::pin(self.build(&container, &held)).await else {
             return Ok(id);
         };
         let mut undo = CleanUp::default();
+        self.plugins_remove(&container).await;
         self.erase(&container, &mut undo).await;
         if undo.is_clean() {
             pod.lock().containers.remove(&id);
@@ -160,17 +162,49 @@ impl Engine {
         }
         // A stop of the pod that began meanwhile waits for our turn to end and then kills this one too.
         self.list(container, ContainerInput::Made);
+        let event = ContainerEvent::PostCreate;
+        self.plugins_event(event, container).await;
         core.record_container(container).await
     }
 
-    /// Directories, OCI spec, plan and cgroup.
+    /// Directories, OCI spec, plan and cgroup, with what plugins change. Without plugins it is one piece of work.
     async fn prepare(&self, container: &Arc<Container>, held: &Held) -> Result<Materials> {
-        let (engine, container, held) = (self.clone(), Arc::clone(container), held.clone());
+        let (engine, of, held_for) = (self.clone(), Arc::clone(container), held.clone());
+        let prepared = blocking("prepare a container", move || {
+            let core = engine.core();
+            make_container_directories(core, &of)?;
+            let design = core.lower.design_container(core, &of, &held_for, &[])?;
+            if !engine.plugins_idle(&of) {
+                return Ok(Err(design));
+            }
+            let made = core.lower.furnish_container(core, &of, design)?;
+            Ok(Ok(made))
+        });
+        match prepared.await? {
+            Ok(materials) => Ok(materials),
+            Err(design) => Box::pin(self.prepare_with_plugins(container, held, design)).await,
+        }
+    }
+
+    /// Asks the plugins about a design, and makes what comes of it.
+    async fn prepare_with_plugins(
+        &self,
+        container: &Arc<Container>,
+        held: &Held,
+        design: Design,
+    ) -> Result<Materials> {
+        let edits = self.plugins_create(container, design.spec()?).await?;
+        for edit in edits.iter().filter(|edit| !edit.cgroups_path.is_empty()) {
+            self.move_cgroup(container, &edit.cgroups_path).await?;
+        }
+        let (engine, of, held) = (self.clone(), Arc::clone(container), held.clone());
         blocking("prepare a container", move || {
             let core = engine.core();
-            make_container_directories(core, &container)?;
-            let design = core.lower.design_container(core, &container, &held, &[])?;
-            core.lower.furnish_container(core, &container, design)
+            let design = match edits.is_empty() {
+                true => design,
+                false => core.lower.design_container(core, &of, &held, &edits)?,
+            };
+            core.lower.furnish_container(core, &of, design)
         })
         .await
     }

@@ -8,10 +8,11 @@ use crate::engine::Engine;
 use crate::engine::container::Container;
 use crate::engine::container_create::monitor_of;
 use crate::engine::container_start::state_error;
-use crate::engine::core::{blocking, blocking_step};
+use crate::engine::core::blocking;
 use crate::engine::error::{EngineError, Result};
 use crate::engine::facade::ExecOutput;
 use crate::engine::state::{ContainerPhase, Refused};
+use crate::nri::ContainerEvent;
 
 /// Most bytes of each of the two streams of an ExecSync: both and the rest fit kubelet's 16 MiB.
 const OUTPUT_CAP: usize = 8 * 1024 * 1024 - 16 * 1024;
@@ -92,16 +93,11 @@ impl Engine {
                     return Err(state_error("update", &container, Refused { state }));
                 }
             }
-            let core = engine.core();
-            let (cgroups, path) = (core.lower.cgroups.clone(), container.cgroup.clone());
-            let wanted = resources.clone();
-            blocking_step("update the container's limits", move || {
-                cgroups.update(&path, &wanted)
-            })
-            .await?;
-            let in_force = container.status().resources.with(&resources);
-            Arc::make_mut(&mut container.lock().status).resources = in_force;
-            core.record_container(&container).await
+            let wanted = engine.plugins_update(&container, resources).await?;
+            engine.apply_limits(&container, wanted).await?;
+            let event = ContainerEvent::PostUpdate;
+            engine.plugins_event(event, &container).await;
+            Ok(())
         })
         .await
     }

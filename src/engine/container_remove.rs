@@ -53,6 +53,7 @@ impl Engine {
         if record {
             clean_up.note("record", core.record_container(container).await);
         }
+        self.plugins_remove(container).await;
         self.erase(container, &mut clean_up).await;
         if clean_up.is_clean() {
             let pod = &container.pod;
@@ -92,7 +93,7 @@ impl Engine {
             Ok(()) => {}
         }
         let bundle = (external && forgotten).then(|| bundle_of(core, container));
-        let (cgroups, path) = (core.lower.cgroups.clone(), container.cgroup.clone());
+        let (cgroups, path) = (core.lower.cgroups.clone(), container.cgroup());
         let files = core.pod_directory(container.pod.id);
         let (directory, trash) = (core.container_directory(container.id), core.trash());
         let id = container.id;

@@ -10,6 +10,7 @@ use crate::engine::container_create::{check_ready, monitor_of};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::exits::{Ended, note_end, note_exit};
 use crate::engine::state::{ContainerInput, ContainerPhase, Refused};
+use crate::nri::ContainerEvent;
 
 /// How long a killed process may take to be gone.
 const KILL_WAIT: Duration = Duration::from_secs(15);
@@ -36,7 +37,17 @@ impl Engine {
         let monitor = monitor_of(&container.pod)?;
         core.container_input(container, ContainerInput::Start, |_| {})
             .map_err(|source| state_error("start", container, source))?;
-        let outcome = core.lower.start(&monitor, container).await;
+        let outcome = match self.plugins_start(container).await {
+            Ok(()) => core.lower.start(&monitor, container).await,
+            Err(refused) => {
+                // It waits for a start that does not come.
+                let killed = core.lower.kill(&monitor, container.id).await;
+                if let Err(error) = killed {
+                    tracing::warn!(container.id = %container.id, error = chain(&error), "not killed");
+                }
+                Err(refused)
+            }
+        };
         let now = core.stamps.next();
         let input = match &outcome {
             Ok(_) => ContainerInput::Started,
@@ -53,6 +64,10 @@ impl Engine {
             Err(error) => note_end(inner, now, 128, "StartError", &chain(error)),
         });
         debug_assert!(moved.is_ok(), "Starting takes both");
+        if outcome.is_ok() {
+            let event = ContainerEvent::PostStart;
+            self.plugins_event(event, container).await;
+        }
         let recorded = core.record_container(container).await;
         outcome.and(recorded)
     }
@@ -76,6 +91,7 @@ impl Engine {
                 container.phase() == ContainerPhase::Running
             };
             if !running {
+                engine.plugins_ended(&container).await;
                 return Ok(());
             }
             if !grace.is_zero() {
@@ -84,10 +100,13 @@ impl Engine {
                     .await
                     .is_ok()
                 {
+                    engine.plugins_ended(&container).await;
                     return Ok(());
                 }
             }
-            engine.kill(&container).await
+            engine.kill(&container).await?;
+            engine.plugins_ended(&container).await;
+            Ok(())
         })
         .await
     }
@@ -122,7 +141,7 @@ impl Engine {
             None => Err(EngineError::GivenUp { what: "monitor" }),
         };
         if killed.is_err() {
-            let (cgroups, path) = (core.lower.cgroups.clone(), container.cgroup.clone());
+            let (cgroups, path) = (core.lower.cgroups.clone(), container.cgroup());
             crate::engine::core::blocking_step("kill the container's processes", move || {
                 cgroups.kill(&path)
             })

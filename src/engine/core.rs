@@ -20,6 +20,7 @@ use crate::engine::names::Names;
 use crate::engine::pod::{Pod, PodInner, PodRecord};
 use crate::engine::state::{ContainerInput, Effect, PodInput, Refused};
 use crate::engine::table::{Found, Stamps, Table};
+use crate::nri::Nri;
 use crate::store::{Durability, Records};
 
 /// Format of the records.
@@ -44,6 +45,8 @@ pub(crate) struct Core {
     pub(crate) tasks: Tasks,
     /// The layers below.
     pub(crate) lower: Lower,
+    /// Plugins.
+    pub(crate) nri: Nri,
     /// Pods that are complete.
     pub(crate) pods: Table<PodId, Pod>,
     /// Pods that are being made. Only cAdvisor may see them: it asks once, as soon as their cgroup appears.
@@ -95,7 +98,7 @@ impl Core {
     ///
     /// # Errors
     /// [`EngineError::Store`]: the directories cannot be used.
-    pub(crate) fn open(config: EngineConfig, lower: Lower, tasks: Tasks) -> Result<Self> {
+    pub(crate) fn open(config: EngineConfig, lower: Lower, nri: Nri, tasks: Tasks) -> Result<Self> {
         let pod_records = Records::open(config.root.join("pods"), FORMAT)?;
         let container_records = Records::open(config.root.join("containers"), FORMAT)?;
         Ok(Self {
@@ -107,6 +110,7 @@ impl Core {
             handlers: Arc::new(HandlerTable::new(config.handlers)),
             tasks,
             lower,
+            nri,
             pods: Table::default(),
             arriving: Table::default(),
             containers: Table::default(),

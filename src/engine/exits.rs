@@ -107,6 +107,15 @@ impl Engine {
                 }
             });
         self.record_moved(&container, moved == Ok(true)).await;
+        self.tell_of_end(&container);
+    }
+
+    /// Tells the plugins of an end, in the container's turn: whatever goes on with it comes first.
+    fn tell_of_end(&self, container: &Arc<Container>) {
+        let (engine, container) = (self.clone(), Arc::clone(container));
+        let _told = self.core().tasks.spawn(async move {
+            engine.plugins_ended(&container).await;
+        });
     }
 
     /// A container whose end nobody told of is dead: its code is made up.
@@ -138,6 +147,7 @@ impl Engine {
                     _ => {}
                 });
         self.record_moved(container, moved == Ok(true)).await;
+        self.tell_of_end(container);
     }
 
     /// A container whose monitor is gone: it ended as the monitor noted, else nobody knows how.

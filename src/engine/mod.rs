@@ -16,6 +16,7 @@ mod lower;
 mod metrics;
 pub(crate) mod monitor_client;
 mod names;
+mod plugins;
 mod pod;
 mod pod_run;
 mod pod_stop;
@@ -39,6 +40,7 @@ use crate::base::tasks::Tasks;
 use crate::engine::core::Core;
 use crate::images::ImageStore;
 use crate::network::Network;
+use crate::nri::Nri;
 
 pub(crate) use self::core::EngineConfig;
 pub(crate) use error::{EngineError, Result};
@@ -59,6 +61,8 @@ pub(crate) struct Parts {
     pub(crate) images: ImageStore,
     /// Network.
     pub(crate) network: Network,
+    /// Plugins: none has joined yet.
+    pub(crate) nri: Nri,
 }
 
 impl Engine {
@@ -69,15 +73,19 @@ impl Engine {
     /// [`EngineError`]: the records cannot be read, or this machine lacks what pods need.
     pub(crate) async fn start(config: EngineConfig, parts: Parts, tasks: Tasks) -> Result<Self> {
         let boot = restore::boot_id()?;
+        let nri = parts.nri.clone();
         let lower = lower::Lower::open(&config, parts).await?;
-        let engine = Self(Arc::new(Core::open(config, lower, tasks)?));
+        let engine = Self(Arc::new(Core::open(config, lower, nri, tasks)?));
         engine.restore(&boot).await?;
         engine.ask_features();
+        let node = plugins::PluginNode::new(&engine);
+        engine.core().nri.start(Arc::new(node)).await;
         Ok(engine)
     }
 
     /// Lets go of the monitors; pods go on. What is idle and made for pods only is removed.
     pub(crate) async fn shutdown(&self) {
+        self.core().nri.stop().await;
         let _cut_off = self.core().lower.followers.shutdown(Duration::ZERO).await;
         self.core().lower.shut_down(self.core().pods.len()).await;
     }

@@ -14,6 +14,7 @@ use crate::base::pod::{PodConfig, PodState, PodStatus};
 use crate::engine::container::Container;
 use crate::engine::lane::Lane;
 use crate::engine::monitor_client::MonitorClient;
+use crate::engine::plugins::Told;
 use crate::engine::state::PodPhase;
 use crate::engine::stats::Rate;
 
@@ -65,6 +66,8 @@ pub(crate) struct PodInner {
     pub(crate) overhead: Option<Resources>,
     /// Sum over the containers, as told last.
     pub(crate) resources: Option<Resources>,
+    /// What plugins know of it.
+    pub(crate) told: Told,
 }
 
 /// What survives the daemon.
@@ -131,6 +134,7 @@ impl PodRecord {
                 rate: Rate::default(),
                 overhead,
                 resources,
+                told: Told::of_pod(self.phase),
             }),
         }
     }

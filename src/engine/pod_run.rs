@@ -6,6 +6,7 @@
 //!                                      +- netns -> addresses
 //! ```
 //! With a user namespace the monitor comes first and makes that, and the netns in it.
+//! Plugins are asked before Ready.
 //!
 //! The record is there before anything is made, so that a crash leaves nothing unknown. A failure at any
 //! point is undone by the same steps that stop and remove a pod.
@@ -118,6 +119,8 @@ impl Engine {
             return Ok(pod.id);
         };
         let mut undo = CleanUp::default();
+        self.plugins_stop_pod(&pod).await;
+        self.plugins_remove_pod(&pod).await;
         self.halt_pod(&pod, &mut undo).await;
         if undo.is_clean() {
             self.erase_pod(&pod, &mut undo).await;
@@ -159,6 +162,7 @@ impl Engine {
         );
         let (ips, events) = (ips?, events?);
         Arc::make_mut(&mut pod.lock().status).ips = ips;
+        self.plugins_run_pod(pod).await?;
         self.list_pod(pod, PodInput::Made);
         self.watch(pod, events);
         core.record_pod(pod).await

@@ -6,12 +6,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
 use crate::engine::Engine;
 use crate::engine::core::{blocking, remove_directory};
 use crate::engine::error::{CleanUp, EngineError, Result};
 use crate::engine::exits::Ended;
 use crate::engine::pod::Pod;
-use crate::engine::state::{PodInput, PodPhase};
+use crate::engine::state::{ContainerPhase, PodInput, PodPhase};
 
 /// How long work on containers in flight may take before the pod is killed under it.
 const LANE_WAIT: Duration = Duration::from_secs(10);
@@ -60,6 +62,7 @@ impl Engine {
             }
         };
         let _all_done = tokio::time::timeout(LANE_WAIT, all).await.is_ok();
+        self.tell_of_stop(pod).await;
         self.halt_pod(pod, &mut clean_up).await;
         let input = match clean_up.is_clean() {
             true => PodInput::Stopped,
@@ -74,6 +77,23 @@ impl Engine {
             clean_up.note("record", core.record_pod(pod).await);
         }
         clean_up.finish("pod sandbox", pod.id)
+    }
+
+    /// Tells the plugins that the containers have ended, then that the pod has. If there are any, the containers die
+    /// first: plugins find the network still there, and nobody using it.
+    async fn tell_of_stop(&self, pod: &Arc<Pod>) {
+        let containers = pod.containers();
+        if self.core().nri.has_plugins() {
+            let kills = containers
+                .iter()
+                .filter(|one| one.phase() == ContainerPhase::Running);
+            // What cannot be killed now the next step kills with the pod, or says why not.
+            let _killed = join_all(kills.map(|container| self.kill(container))).await;
+        }
+        for container in &containers {
+            self.plugins_stop(container).await;
+        }
+        self.plugins_stop_pod(pod).await;
     }
 
     /// Kills all processes of the pod, then lets go of its network.
@@ -101,7 +121,7 @@ impl Engine {
 
     /// Kills every process in the cgroups of the pod.
     pub(super) async fn kill_cgroups(&self, pod: &Arc<Pod>) -> Result<()> {
-        let mut paths: Vec<_> = pod.containers().iter().map(|c| c.cgroup.clone()).collect();
+        let mut paths: Vec<_> = pod.containers().iter().map(|c| c.cgroup()).collect();
         paths.push(pod.pause_cgroup());
         let cgroups = self.core().lower.cgroups.clone();
         blocking("kill the pod's processes", move || {
@@ -184,6 +204,7 @@ impl Engine {
         if record {
             clean_up.note("record", core.record_pod(pod).await);
         }
+        self.plugins_remove_pod(pod).await;
         self.erase_pod(pod, &mut clean_up).await;
         if clean_up.is_clean() {
             core.pods.remove(pod.id);

@@ -1,4 +1,4 @@
-//! UpdatePodSandboxResources.
+//! UpdatePodSandboxResources: told to plugins, kept, shown.
 
 use crate::base::container::Resources;
 use crate::engine::Engine;
@@ -11,7 +11,8 @@ impl Engine {
     /// What is absent stays as it was.
     ///
     /// # Errors
-    /// [`crate::engine::EngineError::NotFound`]; [`crate::engine::EngineError::Store`]: noted in memory only.
+    /// [`crate::engine::EngineError::NotFound`]; [`crate::engine::EngineError::Step`]: a plugin refuses, nothing has
+    /// changed; [`crate::engine::EngineError::Store`]: noted in memory only.
     pub(super) async fn note_resources(
         &self,
         id: &str,
@@ -22,6 +23,13 @@ impl Engine {
         let engine = self.clone();
         self.task("UpdatePodSandboxResources", async move {
             let _turn = pod.lane.turn().await;
+            let (was_overhead, was) = {
+                let inner = pod.lock();
+                (inner.overhead.clone(), inner.resources.clone())
+            };
+            let told = overhead.clone().or(was_overhead).unwrap_or_default();
+            let wanted = resources.clone().or(was).unwrap_or_default();
+            engine.plugins_update_pod(&pod, &told, &wanted).await?;
             {
                 let mut inner = pod.lock();
                 if overhead.is_some() {
@@ -31,7 +39,9 @@ impl Engine {
                     inner.resources = resources;
                 }
             }
-            engine.core().record_pod(&pod).await
+            engine.core().record_pod(&pod).await?;
+            engine.plugins_updated_pod(&pod).await;
+            Ok(())
         })
         .await
     }

@@ -136,18 +136,18 @@ pub(super) fn container_figures(
     container: &Container,
     scope: Scope,
 ) -> ContainerFigures {
-    let cgroup = core.lower.cgroups.stats(&container.cgroup, scope);
+    let cgroup = core.lower.cgroups.stats(&container.cgroup(), scope);
     let (usage_nano_cores, processes) = match scope {
         Scope::Usage => (container.lock().rate.reading(&cgroup), None),
         Scope::Pod | Scope::Everything => {
             let first = container.pid();
-            let processes = core.lower.cgroups.process_stats(&container.cgroup, first);
+            let processes = core.lower.cgroups.process_stats(&container.cgroup(), first);
             (None, Some(processes))
         }
     };
     ContainerFigures {
         status: container.status(),
-        cgroup_path: container.cgroup.clone(),
+        cgroup_path: container.cgroup(),
         cgroup,
         usage_nano_cores,
         writable_layer: Some(writable_layer(core, container)),

@@ -200,6 +200,11 @@ impl Engine {
             });
             info.insert("config".to_owned(), config.to_string());
             info.insert("network".to_owned(), core.lower.network.info().to_string());
+            let (plugins, trouble) = core.nri.state();
+            let nri = json!({ "plugins": plugins, "problem": trouble });
+            info.insert("nri".to_owned(), nri.to_string());
+            let cdi = json!({ "directories": core.lower.cdi_spec_dirs });
+            info.insert("cdi".to_owned(), cdi.to_string());
             let counts = json!({ "pods": core.pods.len(), "containers": core.containers.len() });
             info.insert("counts".to_owned(), counts.to_string());
         }

@@ -19,6 +19,7 @@ use crate::base::security::{NamespaceMode, NamespaceOptions};
 use crate::engine::monitor_client::MonitorClient;
 use crate::images::ImagesConfig;
 use crate::network::NetworkConfig;
+use crate::nri::NriConfig;
 use crate::runtime::cgroups::Cgroups;
 
 mod life;
@@ -169,9 +170,26 @@ impl Node {
             cdi_spec_dirs: vec![self.path("cdi-files")],
             handlers: self.handlers.clone(),
         };
-        let engine = Engine::start(config, Parts { images, network }, tasks)
-            .await
-            .unwrap();
+        let nri = Nri::new(NriConfig {
+            socket: Some(self.path("nri.sock")),
+            plugins: None,
+            plugin_config: self.path("nri-conf"),
+            registration_timeout: PATIENCE,
+            request_timeout: PATIENCE,
+            validator: None,
+            version: "test",
+        });
+        let engine = Engine::start(
+            config,
+            Parts {
+                images,
+                network,
+                nri,
+            },
+            tasks,
+        )
+        .await
+        .unwrap();
         if engine.list_images("").is_empty() {
             engine.import_images(archive(), None, None).await.unwrap();
         }

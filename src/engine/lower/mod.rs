@@ -9,7 +9,7 @@ mod plans;
 
 pub(crate) use external::bundle_of;
 pub(crate) use images::{Held, ImageVolume};
-pub(crate) use plans::Materials;
+pub(crate) use plans::{Design, Materials};
 
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;

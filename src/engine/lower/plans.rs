@@ -22,6 +22,17 @@ use crate::store::{Durability, write_atomic};
 #[derive(Debug)]
 pub(crate) struct Design(Built);
 
+impl Design {
+    /// The OCI spec that describes it, as JSON.
+    ///
+    /// # Errors
+    /// [`EngineError::Step`].
+    pub(crate) fn spec(&self) -> Result<serde_json::Value> {
+        serde_json::to_value(&self.0.spec)
+            .map_err(|error| EngineError::io("encode the OCI spec")(error.into()))
+    }
+}
+
 /// What a container's process is made of; its cgroup exists.
 #[derive(Debug)]
 pub(crate) struct Materials {
@@ -81,8 +92,8 @@ impl Lower {
         }
     }
 
-    /// The plan of a container with the edits of its CDI devices, then those of the plugins. Blocks on the files that
-    /// its config names.
+    /// The plan of a container with the edits of its CDI devices, then those of the plugins. Its OCI spec is written to
+    /// the pod's directory. Blocks on the files that its config names.
     ///
     /// # Errors
     /// [`EngineError::Step`], [`EngineError::Invalid`].
@@ -94,12 +105,13 @@ impl Lower {
         plugins: &[Edits],
     ) -> Result<Design> {
         let (pod, config) = (&container.pod, &container.config);
+        let path = container.cgroup();
         let failed = || "container config";
         let prepared = prepare::container(config, &pod.handler, &self.host)
             .map_err(EngineError::step(failed()))?;
         let dirs = self
             .cgroups
-            .dirs(&container.cgroup)
+            .dirs(&path)
             .map_err(EngineError::step("linux.cgroup_parent"))?;
         let (files, own) = (
             core.pod_directory(pod.id),
@@ -124,7 +136,7 @@ impl Lower {
             volatile: core.volatile,
             volumes_directory: &own.join("volumes"),
             cgroup_join: dirs.join.clone(),
-            cgroup_path: &container.cgroup,
+            cgroup_path: &path,
             hostname: &pod.hostname(),
             target: target_of(container)?,
             image_volumes: &image_volumes,
@@ -138,6 +150,7 @@ impl Lower {
         if let Some(pause) = pod.lock().pause_pid {
             spec::oci::join(&mut built.spec, &built.plan, pause, target);
         }
+        write_json(&files.join(format!("{}.json", container.id)), &built.spec)?;
         Ok(Design(built))
     }
 
@@ -159,7 +172,7 @@ impl Lower {
         Ok(edits)
     }
 
-    /// Writes the OCI spec and the plan of a container to the pod's directory and makes its cgroup. Blocks.
+    /// Writes the plan of a container to the pod's directory and makes its cgroup. Blocks.
     ///
     /// # Errors
     /// [`EngineError::Step`], [`EngineError::Store`].
@@ -170,10 +183,10 @@ impl Lower {
         design: Design,
     ) -> Result<Materials> {
         let files = core.pod_directory(container.pod.id);
-        let built = design.0;
+        let (built, path) = (design.0, container.cgroup());
         let dirs = self
             .cgroups
-            .dirs(&container.cgroup)
+            .dirs(&path)
             .map_err(EngineError::step("linux.cgroup_parent"))?;
         for (volume, _) in &built.plan.declared_volumes {
             make_directory(volume, 0o755)?;
@@ -184,14 +197,10 @@ impl Lower {
             .encode()
             .map_err(|error| EngineError::io("encode the plan")(std::io::Error::other(error)))?;
         write(&files.join(format!("{}.plan", container.id)), &plan)?;
-        write_json(&files.join(format!("{}.json", container.id)), &built.spec)?;
         let order = external::order(core, container, &built)?;
         self.cgroups
-            .create(&container.cgroup, &built.resources, &built.device_rules)
-            .map_err(EngineError::step(format!(
-                "make cgroup {}",
-                container.cgroup
-            )))?;
+            .create(&path, &built.resources, &built.device_rules)
+            .map_err(EngineError::step(format!("make cgroup {path}")))?;
         Ok(Materials {
             dirs,
             order,

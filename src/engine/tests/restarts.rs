@@ -171,7 +171,7 @@ async fn a_lost_monitor_is_told_and_cleaned_up() {
     })
     .await;
     assert!(core.pod(&other).unwrap().is_ready());
-    let cgroup = core.container(&id).unwrap().cgroup.clone();
+    let cgroup = core.container(&id).unwrap().cgroup();
     assert!(core.lower.cgroups.processes(&cgroup).is_empty());
     remove_pods(&engine).await;
     node.end(engine).await;

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use crate::base::container::{Mount, Resources};
-use crate::base::edits::{DeviceAccess, DeviceEdit, Edits, MemoryPolicy, MountEdit, NamespaceEdit};
+use crate::base::edits::{
+    DeviceAccess, DeviceEdit, Edits, Hook, MemoryPolicy, MountEdit, NamespaceEdit,
+};
 use crate::runtime::cgroups::devices::{DeviceKind, DeviceRule};
 use crate::runtime::plan::{
     DeviceNode, MemoryPolicyPlan, MountAttributes, MountPlan, MountPropagation, MountSource,
@@ -76,7 +78,8 @@ pub(crate) fn annotations(all: &[Edits], made: &mut std::collections::HashMap<St
     }
 }
 
-/// Applies everything but limits, annotations and the seccomp profile.
+/// Applies everything but limits, annotations, hooks and the seccomp profile. `external`: an OCI runtime makes the
+/// container.
 ///
 /// # Errors
 /// [`SpecError`] names who asks, the field and its value.
@@ -84,10 +87,11 @@ pub(crate) fn plan(
     plan: &mut Plan,
     rules: &mut Vec<DeviceRule>,
     all: &[Edits],
+    external: bool,
     host: &HostFacts,
 ) -> Result<()> {
     for edits in all {
-        refuse(edits)?;
+        refuse(edits, external)?;
         process_of(plan, edits)?;
         for mount in &edits.mounts {
             mount_of(plan, edits, mount, host)?;
@@ -111,18 +115,31 @@ pub(crate) fn plan(
     Ok(())
 }
 
-/// What berth cannot do.
-fn refuse(edits: &Edits) -> Result<()> {
-    let (field, value) = match (edits.impossible.first(), edits.hooks.first()) {
-        (Some((field, value)), _) => (field.clone(), value.clone()),
-        (None, Some(hook)) => (format!("hooks.{}", hook.point.name()), hook.path.clone()),
-        (None, None) => return Ok(()),
+/// What cannot be done: hooks by berth itself, some priorities by an OCI runtime.
+fn refuse(edits: &Edits, external: bool) -> Result<()> {
+    let by_berth = edits.hooks.first().filter(|_| !external);
+    let flags = edits.scheduler.filter(|wanted| wanted.flags != 0);
+    let (field, value) = if let Some((field, value)) = edits.impossible.first() {
+        (field.clone(), value.clone())
+    } else if let Some(hook) = by_berth {
+        (format!("hooks.{}", hook.point.name()), hook.path.clone())
+    } else if let Some(policy) = edits.memory_policy.as_ref().filter(|_| external) {
+        ("memoryPolicy".to_owned(), policy.nodes.clone())
+    } else if let Some(wanted) = flags.filter(|_| external) {
+        ("scheduler.flags".to_owned(), wanted.flags.to_string())
+    } else {
+        return Ok(());
     };
     Err(SpecError::unimplemented(
         format!("{}: {field}", edits.by),
         value,
         "leave it out",
     ))
+}
+
+/// Hooks for an OCI runtime, in order.
+pub(crate) fn hooks(all: &[Edits]) -> Vec<Hook> {
+    all.iter().flat_map(|edits| edits.hooks.clone()).collect()
 }
 
 fn process_of(plan: &mut Plan, edits: &Edits) -> Result<()> {

@@ -171,7 +171,8 @@ pub(crate) fn container(input: &ContainerInput<'_>, host: &HostFacts) -> Result<
         declared_volumes: mounts.declared_volumes,
         process,
     };
-    edit::plan(&mut plan, &mut device_rules, input.edits, host)?;
+    let external = input.handler.runtime.is_some();
+    edit::plan(&mut plan, &mut device_rules, input.edits, external, host)?;
     let mut annotations = oci::container_annotations(input);
     edit::annotations(input.edits, &mut annotations);
     let extras = oci::Extras {
@@ -180,6 +181,7 @@ pub(crate) fn container(input: &ContainerInput<'_>, host: &HostFacts) -> Result<
         device_rules: &device_rules,
         seccomp: seccomp.as_deref(),
         annotations,
+        hooks: edit::hooks(input.edits),
     };
     Ok(Built {
         spec: oci::describe(&plan, extras),
@@ -351,6 +353,7 @@ pub(crate) fn sandbox(input: &SandboxInput<'_>, host: &HostFacts) -> Result<Buil
         device_rules: &device_rules,
         seccomp: seccomp.as_deref(),
         annotations: oci::sandbox_annotations(input),
+        hooks: vec![],
     };
     Ok(Built {
         spec: oci::describe(&plan, extras),

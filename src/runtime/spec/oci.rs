@@ -7,12 +7,13 @@ use std::str::FromStr as _;
 use oci_spec::runtime as oci;
 
 use crate::base::container::Resources;
+use crate::base::edits::{Hook, HookPoint};
 use crate::base::handler::passed;
 use crate::runtime::capabilities;
 use crate::runtime::cgroups::devices::{DeviceKind, DeviceRule};
 use crate::runtime::plan::{
     MountAttributes, MountPlan, MountPropagation, MountSource, NamespaceSource, Namespaces, Plan,
-    ProcessPlan, Rootfs, UserName,
+    ProcessPlan, Rootfs, SchedulerPlan, UserName,
 };
 use crate::runtime::seccomp::Compiled;
 use crate::runtime::spec::{ContainerInput, SandboxInput};
@@ -33,6 +34,8 @@ pub(crate) struct Extras<'a> {
     pub(crate) seccomp: Option<&'a Compiled>,
     /// Annotations.
     pub(crate) annotations: HashMap<String, String>,
+    /// Hooks: an OCI runtime runs them.
+    pub(crate) hooks: Vec<Hook>,
 }
 
 fn annotations<const N: usize>(list: [(&str, String); N]) -> HashMap<String, String> {
@@ -94,6 +97,7 @@ pub(crate) fn describe(plan: &Plan, extras: Extras<'_>) -> oci::Spec {
         .set_process(Some(process(&plan.process)))
         .set_hostname((!plan.hostname.is_empty()).then(|| plan.hostname.clone()))
         .set_annotations(Some(extras.annotations.clone()))
+        .set_hooks(hooks(&extras.hooks))
         .set_linux(Some(linux(plan, &extras)));
     spec
 }
@@ -279,8 +283,72 @@ pub(crate) fn process(plan: &ProcessPlan) -> oci::Process {
         .set_no_new_privileges(Some(plan.no_new_privs))
         .set_apparmor_profile(some(&plan.apparmor))
         .set_selinux_label(some(&plan.selinux))
-        .set_oom_score_adj(plan.oom_score_adj);
+        .set_oom_score_adj(plan.oom_score_adj)
+        .set_io_priority(plan.tuning.io_priority.and_then(io_priority))
+        .set_scheduler(plan.tuning.scheduler.as_ref().and_then(scheduler));
     process
+}
+
+fn io_priority((class, level): (u8, u8)) -> Option<oci::LinuxIOPriority> {
+    use oci::IOPriorityClass as Class;
+    let class = match class {
+        1 => Class::IoprioClassRt,
+        2 => Class::IoprioClassBe,
+        3 => Class::IoprioClassIdle,
+        _ => return None,
+    };
+    oci::LinuxIOPriorityBuilder::default()
+        .class(class)
+        .priority(level)
+        .build()
+        .ok()
+}
+
+/// Without its flags.
+fn scheduler(wanted: &SchedulerPlan) -> Option<oci::Scheduler> {
+    use oci::LinuxSchedulerPolicy as Policy;
+    let policy = match wanted.policy {
+        0 => Policy::SchedOther,
+        1 => Policy::SchedFifo,
+        2 => Policy::SchedRr,
+        3 => Policy::SchedBatch,
+        4 => Policy::SchedIso,
+        5 => Policy::SchedIdle,
+        6 => Policy::SchedDeadline,
+        _ => return None,
+    };
+    let given = |value: u64| (value != 0).then_some(value);
+    let mut made = oci::Scheduler::default();
+    made.set_policy(policy)
+        .set_nice((wanted.nice != 0).then_some(wanted.nice))
+        .set_priority(i32::try_from(wanted.priority).ok().filter(|p| *p != 0))
+        .set_runtime(given(wanted.runtime))
+        .set_deadline(given(wanted.deadline))
+        .set_period(given(wanted.period));
+    Some(made)
+}
+
+fn hooks(all: &[Hook]) -> Option<oci::Hooks> {
+    let at = |point: HookPoint| -> Option<Vec<oci::Hook>> {
+        let hooks: Vec<_> = all.iter().filter(|hook| hook.point == point).collect();
+        let made = hooks.iter().map(|hook| {
+            let mut made = oci::Hook::default();
+            made.set_path((&hook.path).into())
+                .set_args((!hook.args.is_empty()).then(|| hook.args.clone()))
+                .set_env((!hook.env.is_empty()).then(|| hook.env.clone()))
+                .set_timeout(hook.timeout.and_then(|time| i64::try_from(time).ok()));
+            made
+        });
+        (!hooks.is_empty()).then(|| made.collect())
+    };
+    let mut made = oci::Hooks::default();
+    made.set_prestart(at(HookPoint::Prestart))
+        .set_create_runtime(at(HookPoint::CreateRuntime))
+        .set_create_container(at(HookPoint::CreateContainer))
+        .set_start_container(at(HookPoint::StartContainer))
+        .set_poststart(at(HookPoint::Poststart))
+        .set_poststop(at(HookPoint::Poststop));
+    (!all.is_empty()).then_some(made)
 }
 
 fn rlimit((number, soft, hard): &(u32, u64, u64)) -> Option<oci::PosixRlimit> {

@@ -275,3 +275,47 @@ fn the_later_edit_wins() {
     let built = World::with(|world| world.edits = vec![one("1"), one("2")]).build();
     assert!(built.unwrap().plan.process.env.contains(&b"A=2".to_vec()));
 }
+
+#[test]
+fn an_oci_runtime_gets_hooks_and_priorities() {
+    let hook = |point| Hook {
+        point,
+        path: "/bin/hook".to_owned(),
+        args: vec!["hook".to_owned()],
+        env: vec![],
+        timeout: Some(3),
+    };
+    let built = |change: fn(&mut Edits)| {
+        let mut edits = Edits {
+            by: "CDI device v.com/x=0 of /etc/cdi/x.json".to_owned(),
+            hooks: vec![hook(HookPoint::CreateContainer), hook(HookPoint::Poststop)],
+            ..Edits::default()
+        };
+        change(&mut edits);
+        World::with(|world| {
+            world.edits = vec![edits];
+            world.handler.runtime = Some(crate::base::handler::OciRuntime {
+                path: "/bin/runc".into(),
+                root: "/run/runc".into(),
+                arguments: vec![],
+            });
+        })
+        .build()
+    };
+    let made = built(|edits| {
+        edits.io_priority = Some((2, 7));
+        edits.scheduler = Some(Scheduler {
+            policy: 3,
+            nice: 5,
+            ..Scheduler::default()
+        });
+    });
+    let spec = serde_json::to_value(made.unwrap().spec).unwrap();
+    assert_eq!(spec["hooks"]["createContainer"][0]["path"], "/bin/hook");
+    assert_eq!(spec["hooks"]["poststop"][0]["timeout"], 3);
+    assert_eq!(spec["process"]["ioPriority"]["class"], "IOPRIO_CLASS_BE");
+    assert_eq!(spec["process"]["scheduler"]["policy"], "SCHED_BATCH");
+    assert_eq!(spec["process"]["scheduler"]["nice"], 5);
+    let error = built(|edits| edits.memory_policy = Some(MemoryPolicy::default()));
+    assert!(error.unwrap_err().to_string().contains("memoryPolicy"));
+}

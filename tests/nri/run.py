@@ -1,0 +1,659 @@
+#!/usr/bin/env python3
+"""CDI devices and NRI plugins, seen from both ends: by crictl, and by a plugin made of the official stub.
+
+    run.py [--runtime NAME] [--only PATTERN]
+
+The plugin (hack/tools/nri) writes down every event and answers by a script. Asserted: order, number and content of
+the events; every adjustment, read from inside the container; failures and their undoing; plugins that hang, die,
+disagree; joining under load; a restart of the daemon; plugins that the daemon starts itself.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "crictl")]
+from harness import options, runtimes  # noqa: E402
+from harness.report import Failure, Steps, expect, wait_for  # noqa: E402
+from walkthrough import Crictl, written  # noqa: E402
+
+IMAGE = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
+LIFE = ["RunPodSandbox", "CreateContainer", "PostCreateContainer", "StartContainer", "PostStartContainer",
+        "StopContainer", "RemoveContainer", "StopPodSandbox", "RemovePodSandbox"]
+V2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+
+
+class Plugin:
+    """A plugin as a process of ours, with its log and script."""
+
+    def __init__(self, session, idx="10", name="test", script=None, once=False):
+        self.s, self.name = session, f"{idx}-{name}"
+        self.log = os.path.join(session.work, f"{self.name}.events")
+        self.path = os.path.join(session.work, f"{self.name}.script")
+        self.script(script or {})
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.log)
+        command = [runtimes.tool("NRI_PLUGIN"), "-socket", session.nri, "-idx", idx, "-name", name,
+                   "-log", self.log, "-script", self.path]
+        with open(os.path.join(session.work, "plugins.log"), "ab") as log:
+            self.process = subprocess.Popen(command + (["-once"] if once else []), stdin=subprocess.PIPE,
+                                            stdout=log, stderr=log)
+
+    def script(self, script):
+        written(self.s.work, f"{self.name}.new", script)
+        os.rename(self.path.replace(".script", ".new"), self.path)
+
+    def events(self, name=None):
+        """All events so far, or those of a name."""
+        try:
+            with open(self.log) as f:
+                lines = [json.loads(line) for line in f.read().splitlines()]
+        except FileNotFoundError:
+            return []
+        return [e for e in lines if name in (None, e["event"])]
+
+    def joined(self, count=1):
+        wait_for(f"{self.name} to join", lambda: len(self.events("Synchronize")) >= count, 20 * self.s.factor)
+        # It is among the others only after its answer.
+        wait_for("its name in the status", lambda: self.name in self.s.plugins(), 20 * self.s.factor)
+        return self
+
+    def about(self, *ids):
+        """Names of the events about these pods and containers, in order."""
+        return [e["event"] for e in self.events() if e["event"] in LIFE
+                and e.get("container", {}).get("id", e.get("pod", {}).get("id")) in ids]
+
+    def send(self, updates):
+        before = len(self.events("Updated"))
+        self.process.stdin.write(json.dumps(updates).encode() + b"\n")
+        self.process.stdin.flush()
+        wait_for("an answer", lambda: len(self.events("Updated")) > before, 10 * self.s.factor)
+        return self.events("Updated")[-1]
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        wait_for("the plugin to be gone", lambda: self.name not in self.s.plugins(), 10 * self.s.factor)
+
+
+@contextlib.contextmanager
+def plugin(session, *args, **more):
+    one = Plugin(session, *args, **more)
+    try:
+        yield one.joined()
+    finally:
+        one.end()
+
+
+class World:
+    """The session, with pods of one container."""
+
+    def __init__(self, session):
+        self.s, self.work, self.factor = session, session.work, session.factor
+        self.c = Crictl(session.endpoint, max(5, session.factor))
+        self.nri = os.path.join(session.work, "nri.sock")
+        self.number, self.lock = 0, threading.Lock()
+        self.any = self.pod_config("any")  # what crictl create looks at besides
+
+    def plugins(self):
+        code, out, _ = self.c.run("info")
+        return json.loads(out)["nri"]["plugins"] if code == 0 else []
+
+    def pod_config(self, name, **linux):
+        return written(self.work, f"{name}.pod.json", {
+            "metadata": {"name": name, "namespace": "nri", "attempt": 0, "uid": "uid-" + name},
+            "labels": {"app": name}, "annotations": {"note": "of " + name},
+            "log_directory": os.path.join(self.work, "logs"), "linux": linux})
+
+    def config(self, name, command=("sleep", "3600"), **more):
+        return written(self.work, f"{name}.container.json", {
+            "metadata": {"name": name}, "image": {"image": IMAGE}, "command": list(command),
+            "labels": {"tier": name}, "annotations": {"own": name}, "log_path": name + ".log", "linux": {}, **more})
+
+    def fresh(self, kind="p"):
+        with self.lock:
+            self.number += 1
+            return f"{kind}{self.number}"
+
+    def noted(self, identity):
+        self.s.runtime.ids.add(identity)
+        return identity
+
+    def pod(self, name=None, **linux):
+        return self.noted(self.c.id("runp", self.pod_config(name or self.fresh(), **linux)))
+
+    def create(self, pod, name="main", **more):
+        return self.noted(self.c.id("create", pod, self.config(name, **more), self.any))
+
+    def started(self, pod, name="main", **more):
+        container = self.create(pod, name, **more)
+        self.c("start", container)
+        return container
+
+    def inside(self, container, *command):
+        return self.c("exec", "--sync", container, *command)
+
+    def shell(self, container, script):
+        return self.inside(container, "sh", "-c", script).strip()
+
+    def remove(self, *pods):
+        for pod in pods:
+            self.c("stopp", pod)
+            self.c("rmp", pod)
+
+    def listed(self):
+        return set(self.c("pods", "-q").split()), set(self.c("ps", "-a", "-q").split())
+
+
+def life(w, steps):
+    with steps.step("every event of a life, once and in order"), plugin(w) as p:
+        pod = w.pod("alive")
+        container = w.started(pod)
+        w.c("stop", "-t", "0", container)
+        w.c("rm", container)
+        w.c("stopp", pod)
+        w.c("stopp", pod)
+        w.c("rmp", pod)
+        expect(p.about(pod, container) == LIFE, f"{p.about(pod, container)}")
+        run, create, stop = (p.events(name)[0] for name in ("RunPodSandbox", "CreateContainer", "StopContainer"))
+        got = run["pod"]
+        expect((got["name"], got["uid"], got["namespace"]) == ("alive", "uid-alive", "nri"), str(got))
+        expect(got["labels"] == {"app": "alive"} and got["annotations"] == {"note": "of alive"}, str(got))
+        expect(got["ips"] and got["pid"] and got["linux"]["cgroup_parent"], str(got))
+        expect(any(n["type"] == "network" and n["path"] for n in got["linux"]["namespaces"]), str(got))
+        got = create["container"]
+        expect((got["name"], got["pod_sandbox_id"], got["state"]) == ("main", pod, "CONTAINER_CREATED"), str(got))
+        expect(got["labels"] == {"tier": "main"} and got["annotations"]["own"] == "main", str(got))
+        expect(got["args"] == ["sleep", "3600"] and any(e.startswith("PATH=") for e in got["env"]), str(got))
+        expect({"/proc", "/etc/hosts"} <= {m["destination"] for m in got["mounts"]}, str(got["mounts"]))
+        got = stop["container"]
+        expect((got["state"], got["exit_code"]) == ("CONTAINER_STOPPED", 137) and got["finished_at"], str(got))
+        start = p.events("PostStartContainer")[0]["container"]
+        expect(start["state"] == "CONTAINER_RUNNING" and start["pid"], str(start))
+    with steps.step("a container that exits by itself"), plugin(w) as p:
+        pod = w.pod()
+        container = w.started(pod, command=("sh", "-c", "exit 42"))
+        wait_for("StopContainer", lambda: p.events("StopContainer"), 10 * w.factor)
+        w.c("stop", container)
+        w.remove(pod)
+        expect(p.about(container) == LIFE[1:7], str(p.about(container)))
+        expect(p.events("StopContainer")[0]["container"]["exit_code"] == 42, str(p.events("StopContainer")))
+        # Its pod went with the container in it: containers end first.
+        expect(p.about(pod, container)[-4:] == ["StopContainer", "StopPodSandbox", "RemoveContainer",
+                                                "RemovePodSandbox"], str(p.about(pod, container)))
+    with steps.step("stop of a pod: containers are dead, its network is still there"), plugin(w) as p:
+        p.script({"StopPodSandbox": {"ls": "ls /proc/self/ns/net >/dev/null; ip -o link | wc -l"}})
+        pod = w.pod()
+        one, other = w.started(pod, "one"), w.create(pod, "other")
+        w.remove(pod)
+        events = p.about(pod, one, other)
+        expect(events.index("StopPodSandbox") > max(i for i, e in enumerate(events) if e == "StopContainer"), str(events))
+        stop = p.events("StopPodSandbox")[0]["pod"]
+        expect(stop["pid"] and stop["ips"], f"its pause is gone already: {stop}")
+        expect(p.about(other) == ["CreateContainer", "PostCreateContainer", "StopContainer", "RemoveContainer"],
+               str(p.about(other)))
+
+
+ADJUST = {
+    "annotations": {"added": "by-plugin", "-own": ""},
+    "env": [{"key": "ADDED", "value": "x=y z"}, {"key": "-GONE"}, {"key": "KEPT", "value": "changed"}],
+    "args": ["sleep", "7200"],
+    "mounts": [{"destination": "/added", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m", "ro"]},
+               {"destination": "-/etc/hostname"}],
+    "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 99, "soft": 77}],
+    "linux": {
+        "devices": [{"path": "/dev/null2", "type": "c", "major": 1, "minor": 3, "file_mode": {"value": 0o640}}],
+        "oom_score_adj": {"value": 321},
+        "sysctl": {"net.core.somaxconn": "77"},
+        "namespaces": [{"type": "pid"}],
+        "io_priority": {"class": "IOPRIO_CLASS_BE", "priority": 7},
+        "scheduler": {"policy": "SCHED_BATCH", "nice": 5},
+        "seccomp_policy": {"default_action": "SCMP_ACT_ALLOW", "syscalls": [
+            {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errno_ret": {"value": 1}}]},
+        "resources": {"memory": {"limit": {"value": 64 << 20}}, "cpu": {"shares": {"value": 512}, "cpus": "0"},
+                      "pids": {"limit": 55}},
+    },
+}
+
+
+def limit(w, container, v1, v2):
+    return w.shell(container, f"cat /sys/fs/cgroup/{v2 if V2 else v1}")
+
+
+def adjustments(w, steps):
+    with plugin(w, script={"CreateContainer": {"adjust": ADJUST}}) as p:
+        with steps.step("CreateContainer is adjusted", fatal=True):
+            pod = w.pod("adjusted")
+            container = w.started(pod, envs=[{"key": "GONE", "value": "1"}, {"key": "KEPT", "value": "1"}])
+        with steps.step("environment and arguments"):
+            env = w.shell(container, "tr '\\0' '\\n' < /proc/1/environ").splitlines()
+            expect("ADDED=x=y z" in env and "KEPT=changed" in env, str(env))
+            expect(not any(e.startswith("GONE=") for e in env), str(env))
+            expect(w.shell(container, "tr '\\0' ' ' < /proc/1/cmdline") == "sleep 7200", "arguments")
+        with steps.step("mounts, limits of the process, priorities"):
+            mounts = w.shell(container, "cat /proc/1/mounts").splitlines()
+            expect(any(m.split()[1:3] == ["/added", "tmpfs"] and "ro" in m.split()[3].split(",") for m in mounts), str(mounts))
+            expect(not any(m.split()[1] == "/etc/hostname" for m in mounts), str(mounts))
+            limits = w.shell(container, "cat /proc/1/limits")
+            expect(re.search(r"Max open files\s+77\s+99\s", limits), limits)
+            expect(w.shell(container, "cat /proc/1/oom_score_adj") == "321", "oom_score_adj")
+            stat = w.shell(container, "cat /proc/1/stat").rpartition(")")[2].split()
+            expect((stat[16], stat[38]) == ("5", "3"), f"nice and policy: {stat}")
+            expect("best-effort: prio 7" in w.shell(container, "ionice -p 1"), w.shell(container, "ionice -p 1"))
+        with steps.step("devices, sysctl, namespaces, seccomp"):
+            listed = w.shell(container, "ls -l /dev/null2")
+            expect(listed.startswith("crw-r-----") and re.search(r"1,\s+3 ", listed), listed)
+            w.shell(container, "echo x > /dev/null2")
+            expect(w.shell(container, "cat /proc/sys/net/core/somaxconn") == "77", "sysctl")
+            expect(w.shell(container, "readlink /proc/1/exe").endswith("busybox") or
+                   "sleep" in w.shell(container, "readlink /proc/1/exe"), "pid 1 is not its own")
+            code, _, err = w.c.run("exec", "--sync", container, "mkdir", "/tmp/x")
+            expect(code != 0, f"mkdir works in spite of the filter {err}")
+        with steps.step("cgroup limits"):
+            expect(limit(w, container, "memory/memory.limit_in_bytes", "memory.max") == str(64 << 20), "memory")
+            expect(limit(w, container, "cpuset/cpuset.cpus", "cpuset.cpus") == "0", "cpus")
+            expect(limit(w, container, "pids/pids.max", "pids.max") == "55", "pids")
+            if not V2:
+                expect(limit(w, container, "cpu/cpu.shares", "") == "512", "shares")
+        with steps.step("what is shown afterwards"):
+            seen = p.events("PostCreateContainer")[-1]["container"]
+            expect(seen["args"] == ["sleep", "7200"] and seen["annotations"].get("added") == "by-plugin", str(seen))
+            expect("own" not in seen["annotations"], str(seen["annotations"]))
+            info = w.c.json("inspect", container)
+            expect(info["info"]["runtimeSpec"]["annotations"]["added"] == "by-plugin", "inspect")
+            expect(info["status"]["annotations"] == {"own": "main"}, "CRI shows what CRI gave")
+            expect(info["status"]["resources"]["linux"]["memoryLimitInBytes"] == str(64 << 20), str(info["status"]["resources"]))
+            w.remove(pod)
+    with steps.step("a cgroup of its own"):
+        path = f"{w.s.runtime.cgroup_root}/elsewhere/chosen"
+        with plugin(w, script={"CreateContainer": {"adjust": {"linux": {"cgroups_path": path}}}}):
+            pod = w.pod()
+            container = w.started(pod)
+            pid = w.c.json("inspect", container)["info"]["pid"]
+            with open(f"/proc/{pid}/cgroup") as f:
+                expect(all(line.strip().endswith("/elsewhere/chosen") for line in f
+                           if V2 or ":memory:" in line), f"cgroup of {pid}")
+            w.remove(pod)
+    with steps.step("what berth cannot do is refused by name"):
+        pod = w.pod()
+        before = w.listed()
+        for adjust, words in (
+                ({"hooks": {"prestart": [{"path": "/bin/hook"}]}}, ("hooks.prestart", "/bin/hook")),
+                ({"linux": {"net_devices": {"eth7": {"name": "x"}}}}, ("netDevices", "eth7")),
+                ({"linux": {"resources": {"rdt_class": {"value": "gold"}}}}, ("rdtClass", "gold")),
+                ({"linux": {"namespaces": [{"type": "network", "path": "/x"}]}}, ("namespaces[network]",)),
+                ({"linux": {"sysctl": {"vm.swappiness": "1"}}}, ("sysctl", "vm.swappiness")),
+                ({"linux": {"cgroups_path": w.s.runtime.cgroup_root}}, ("cgroups_path",)),
+                ({"mounts": [{"destination": "/x", "type": "bind", "source": "/no/such", "options": ["bind"]}]},
+                 ("mounts[/x]", "/no/such")),
+                ({"CDI_devices": [{"name": "vendor.com/gpu=9"}]}, ("vendor.com/gpu=9",))):
+            with plugin(w, script={"CreateContainer": {"adjust": adjust}}) as p:
+                error = w.c.fails("create", pod, w.config("refused"), w.any)
+                expect(all(word in error for word in words), f"{words}: {error}")
+                gone = [e["event"] for e in p.events() if e.get("container", {}).get("name") == "refused" and e["event"] in LIFE]
+                expect(gone == ["CreateContainer", "StopContainer", "RemoveContainer"], str(gone))
+        expect(w.listed() == before, "something is listed")
+        w.c("start", w.create(pod, "refused"))
+        w.remove(pod)
+
+
+def failures(w, steps):
+    with steps.step("RunPodSandbox fails: nothing is left, the retry works"), plugin(w) as p:
+        before = w.listed()
+        p.script({"RunPodSandbox": {"error": "no pods today"}})
+        for _ in range(3):
+            error = w.c.fails("runp", w.pod_config("twice"))
+            expect("no pods today" in error and "10-test" in error, error)
+            expect(w.listed() == before, "listed")
+        expect([e["event"] for e in p.events()][-3:] == ["RunPodSandbox"] * 3, "who refuses is not told of the end")
+        p.script({})
+        w.remove(w.pod("twice"))
+    with steps.step("CreateContainer fails: nothing is left, the retry works"), plugin(w) as p:
+        pod = w.pod()
+        before = w.listed()
+        p.script({"CreateContainer": {"error": "no room"}})
+        for _ in range(3):
+            error = w.c.fails("create", pod, w.config("retried"), w.any)
+            expect("no room" in error, error)
+            expect(w.listed() == before, "listed")
+        expect(not p.events("StopContainer"), "who refuses is not told of the end")
+        p.script({})
+        w.started(pod, "retried")
+        w.remove(pod)
+    with steps.step("StartContainer fails"), plugin(w, script={"StartContainer": {"error": "not now"}}) as p:
+        pod = w.pod()
+        container = w.create(pod)
+        expect("not now" in w.c.fails("start", container), "the error")
+        status = w.c.json("inspect", container)["status"]
+        expect((status["state"], status["reason"]) == ("CONTAINER_EXITED", "StartError"), str(status))
+        w.c("rm", container)
+        p.script({})
+        w.started(pod, "another")
+        w.remove(pod)
+    with steps.step("errors about ends change nothing"):
+        script = {e: {"error": "whatever"} for e in LIFE if "Stop" in e or "Remove" in e or "Post" in e}
+        with plugin(w, script=script) as p:
+            pod = w.pod()
+            container = w.started(pod)
+            w.c("stop", "-t", "0", container)
+            w.c("rm", container)
+            w.remove(pod)
+            expect(p.about(pod, container) == LIFE, str(p.about(pod, container)))
+    with steps.step("nothing is listed while a hook is in progress"), plugin(w) as p:
+        for event, command in (("RunPodSandbox", None), ("CreateContainer", "create")):
+            pod = w.pod() if command else None
+            before = w.listed()
+            p.script({event: {"delay_ms": 1000}})
+            count = len(p.events(event))
+            done = []
+            work = threading.Thread(target=lambda: done.append(
+                w.create(pod) if command else w.pod()))  # noqa: B023
+            work.start()
+            wait_for("the hook", lambda: len(p.events(event)) > count, 10 * w.factor, 0.02)  # noqa: B023
+            answers, looks = len(p.events("Answers")), 0
+            while work.is_alive():
+                seen = w.listed()
+                if len(p.events("Answers")) == answers:
+                    looks += 1
+                    expect(seen == before, f"listed meanwhile: {event}")
+                work.join(0.01)
+            expect(looks, "the hook was over too soon")
+            expect(done and w.listed() != before, "not listed afterwards")
+            p.script({})
+            w.remove(pod or done[0])
+
+
+def troubles(w, steps):
+    with steps.step("a plugin that hangs is closed, the request goes on, it may come back"), plugin(w) as p:
+        p.script({"RunPodSandbox": {"delay_ms": 4000}})
+        pod = w.pod()
+        wait_for("its second coming", lambda: len(p.events("Synchronize")) > 1, 10 * w.factor)
+        known = [x["id"] for x in p.events("Synchronize")[-1]["pods"]]
+        expect(pod in known, f"{pod} is not in the state: {known}")
+        p.script({})
+        p.joined(2)
+        w.remove(pod)
+        expect(p.about(pod).count("StopPodSandbox") == 1, str(p.about(pod)))
+    with steps.step("a plugin that dies in a request does not matter"):
+        p = Plugin(w, once=True, script={"CreateContainer": {"exit": True}}).joined()
+        pod = w.pod()
+        container = w.started(pod)
+        p.end()
+        expect(w.inside(container, "echo", "here").strip() == "here", "the container")
+        w.remove(pod)
+    with steps.step("two plugins: order, what the second sees, conflicts"):
+        env = lambda key, value: {"CreateContainer": {"adjust": {"env": [{"key": key, "value": value}]}}}  # noqa: E731
+        with plugin(w, "20", "late", script=env("B", "late")) as late, plugin(w, "10", "early", script=env("A", "early")) as early:
+            pod = w.pod()
+            container = w.started(pod, "both")
+            seen = late.events("CreateContainer")[-1]["container"]["env"]
+            expect("A=early" in seen, f"the second does not see what the first did: {seen}")
+            expect("A=early" not in early.events("CreateContainer")[-1]["container"]["env"], "the first sees it")
+            out = w.shell(container, "echo $A $B")
+            expect(out == "early late", out)
+            late.script(env("A", "mine"))
+            error = w.c.fails("create", pod, w.config("torn"), w.any)
+            expect("10-early" in error and "20-late" in error and "Env" in error, error)
+            late.script({"CreateContainer": {"adjust": {"env": [{"key": "-A"}, {"key": "A", "value": "mine"}]}}})
+            container = w.started(pod, "torn")
+            expect(w.shell(container, "echo $A") == "mine", "a removal makes room")
+            w.remove(pod)
+    with steps.step("a validating plugin rejects"), plugin(w) as p:
+        p.script({"CreateContainer": {"adjust": {"env": [{"key": "A", "value": "1"}]}},
+                  "ValidateContainerAdjustment": {"error": "not like this"}})
+        pod = w.pod()
+        error = w.c.fails("create", pod, w.config("invalid"), w.any)
+        expect("not like this" in error, error)
+        event = p.events("ValidateContainerAdjustment")[-1]
+        expect(event["adjust"]["env"] == [{"key": "A", "value": "1"}], str(event["adjust"]))
+        owners = event["owners"]["owners"][event["container"]["id"]]["compound"]
+        expect(owners["6"]["owners"] == {"A": "10-test"}, str(owners))
+        w.remove(pod)
+
+
+def changes(w, steps):
+    memory = lambda size: {"linux": {"resources": {"memory": {"limit": {"value": size}}}}}  # noqa: E731
+    read = lambda container: limit(w, container, "memory/memory.limit_in_bytes", "memory.max")  # noqa: E731
+    with plugin(w) as p:
+        pod = w.pod()
+        one, other = w.started(pod, "one"), w.started(pod, "other")
+        with steps.step("UpdateContainer: asked, changed, told"):
+            p.script({"UpdateContainer": {"update": [{"container_id": one, **memory(32 << 20)},
+                                                     {"container_id": other, **memory(48 << 20)}]}})
+            w.c("update", "--cpu-share", "600", "--memory", str(100 << 20), one)
+            asked = p.events("UpdateContainer")[-1]["resources"]
+            expect(asked["memory"]["limit"]["value"] == str(100 << 20) and asked["cpu"]["shares"]["value"] == "600", str(asked))
+            expect((read(one), read(other)) == (str(32 << 20), str(48 << 20)), f"{read(one)} {read(other)}")
+            after = p.events("PostUpdateContainer")[-1]["container"]["linux"]["resources"]
+            expect(after["memory"]["limit"]["value"] == str(32 << 20) and after["cpu"]["shares"]["value"] == "600", str(after))
+            p.script({"UpdateContainer": {"error": "hands off"}})
+            expect("hands off" in w.c.fails("update", "--memory", str(90 << 20), one), "the error")
+            expect(read(one) == str(32 << 20), "it was changed all the same")
+        with steps.step("a new container and an end change others"):
+            p.script({"CreateContainer": {"update": [{"container_id": one, **memory(40 << 20)}]},
+                      "StopContainer": {"update": [{"container_id": other, **memory(56 << 20)}]}})
+            third = w.started(pod, "third")
+            expect(read(one) == str(40 << 20), read(one))
+            w.c("stop", "-t", "0", third)
+            expect(read(other) == str(56 << 20), read(other))
+            p.script({"CreateContainer": {"update": [{"container_id": "0" * 64, **memory(40 << 20)}]}})
+            error = w.c.fails("create", pod, w.config("fourth"), w.any)
+            expect("0" * 64 in error, error)
+            p.script({})
+        with steps.step("updates that nobody asked for"):
+            answer = p.send([{"container_id": one, **memory(44 << 20)}, {"container_id": "f" * 64, **memory(44 << 20)},
+                             {"container_id": "e" * 64, "ignore_failure": True, **memory(44 << 20)}])
+            expect(answer["failed"] == ["f" * 64] and "error" not in answer, str(answer))
+            expect(read(one) == str(44 << 20), read(one))
+            status = w.c.json("inspect", one)["status"]["resources"]["linux"]
+            expect(status["memoryLimitInBytes"] == str(44 << 20), str(status))
+        w.remove(pod)
+
+
+def under_load(w, steps):
+    """Plugins come and go while pods do: for each session of a plugin an object is in the state or begins with its event."""
+    with steps.step("joining under load loses and doubles nothing"), plugin(w, "05", "steady") as steady:
+        stop, errors, seen = threading.Event(), [], []
+
+        def worker():
+            try:
+                while not stop.is_set():
+                    pod = w.pod()
+                    container = w.started(pod, w.fresh("c"))
+                    seen.append((pod, container))
+                    w.c("stop", "-t", "0", container)
+                    w.remove(pod)
+            except Failure as error:
+                errors.append(error)
+
+        workers = [threading.Thread(target=worker) for _ in range(3)]
+        for one in workers:
+            one.start()
+        sessions = []
+        try:
+            for number in range(6):
+                # Not a validator: one that dies when it is asked makes the creation fail.
+                with plugin(w, "50", f"s{number}", script={"events": ",".join(LIFE)}) as one:
+                    made = len(seen)
+                    wait_for("some lives", lambda: len(seen) > made + 3 or errors, 60 * w.factor)  # noqa: B023
+                sessions.append(one.events())
+        finally:
+            stop.set()
+            for one in workers:
+                one.join()
+        expect(not errors, "; ".join(map(str, errors)))
+        for ids in seen:
+            for of, one in zip(("Pod", "Container"), ids):
+                expect(steady.about(one) == [e for e in LIFE if of in e], f"{one}: {steady.about(one)}")
+        checked = sum(consistent(events) for events in sessions)
+        print(f"      ({len(seen)} pods, {checked} objects in {len(sessions)} sessions)", flush=True)
+
+
+def consistent(events):
+    """Checks one session; how many objects it was about."""
+    sync = next(e for e in events if e["event"] == "Synchronize")
+    before = [e["event"] for e in events[:events.index(sync)]]
+    expect(before == ["Configure"], f"before the state: {before}")
+    known = {"pod": {x["id"] for x in sync["pods"]}, "container": {x["id"] for x in sync["containers"]}}
+    expect(len(known["pod"]) == len(sync["pods"]) and len(known["container"]) == len(sync["containers"]), "twice in the state")
+    lives = {}
+    for event in events[events.index(sync) + 1:]:
+        kind = "container" if "container" in event else "pod"
+        if kind in event and event["event"] in LIFE:
+            lives.setdefault((kind, event[kind]["id"]), []).append(event["event"])
+    for (kind, identity), names in lives.items():
+        order = [n for n in LIFE if n in names]
+        expect(names == order, f"{kind} {identity}: {names}")
+        first = "RunPodSandbox" if kind == "pod" else "CreateContainer"
+        if identity in known[kind]:
+            expect(first not in names, f"{kind} {identity} is in the state and begins: {names}")
+        else:
+            # What had ended before the state was taken is not in it; it may only go.
+            expect(names[0] == first or set(names) <= {"RemoveContainer", "RemovePodSandbox"},
+                   f"{kind} {identity} is neither in the state nor begins: {names}")
+    return len(lives)
+
+
+def restart(w, steps):
+    with steps.step("the daemon restarts, the plugin comes back and is told of what lives"), plugin(w) as p:
+        pod = w.pod("stays")
+        running, created, ended = w.started(pod, "running"), w.create(pod, "created"), w.started(pod, "ended")
+        w.c("stop", "-t", "0", ended)
+        for sig, count in ((signal.SIGKILL, 2), (signal.SIGTERM, 3)):
+            w.s.runtime.kill(sig)
+            w.s.runtime.start()
+            p.joined(count)
+            state = p.events("Synchronize")[-1]
+            expect([x["id"] for x in state["pods"]] == [pod], str(state["pods"]))
+            got = {x["id"]: x for x in state["containers"]}
+            expect(set(got) == {running, created}, f"{set(got)}, not {running} and {created}")
+            expect(got[running]["state"] == "CONTAINER_RUNNING" and got[running]["args"] == ["sleep", "3600"], str(got))
+        expect(len(p.events("Shutdown")) == 1, "a daemon that ends in order says so")
+        w.remove(pod)
+        after = [e["event"] for e in p.events()[p.events().index(state):]]
+        expect((after.count("StopContainer"), after.count("RemoveContainer")) == (2, 3), str(after))
+        expect((after.count("StopPodSandbox"), after.count("RemovePodSandbox")) == (1, 1), str(after))
+
+
+def installed(w, steps):
+    directory, config = os.path.join(w.work, "nri-plugins"), os.path.join(w.work, "nri-conf")
+    log, script = os.path.join(w.work, "installed.events"), os.path.join(w.work, "installed.script")
+    with steps.step("a plugin that the daemon starts"):
+        pod = w.pod("early")
+        os.makedirs(directory)
+        os.makedirs(config)
+        shutil.copy(runtimes.tool("NRI_PLUGIN"), os.path.join(directory, "15-installed"))
+        with open(os.path.join(directory, "99-broken"), "w") as f:
+            f.write("#!/bin/sh\nexit 1\n")
+        os.chmod(f.name, 0o755)
+        written(config, "installed.conf", {"log": log, "script": script})
+        w.s.runtime.kill(signal.SIGTERM)
+        w.s.runtime.start()
+        read = lambda: [json.loads(line) for line in open(log)]  # noqa: E731, SIM115
+        wait_for("its state", lambda: any(e["event"] == "Synchronize" for e in read()), 20 * w.factor)
+        expect(w.plugins() == ["15-installed"], str(w.plugins()))
+        expect([x["id"] for x in read()[1]["pods"]] == [pod], str(read()[1]))
+        expect((read()[0]["runtime"], read()[0]["request_ms"], read()[0]["registration_ms"]) == ("berth", 2000, 5000), str(read()[0]))
+        process = read()[0]["pid"]
+        with open(f"/proc/{process}/environ") as f:
+            expect("NRI_PLUGIN_SOCKET=3" in f.read().split("\0"), "its environment")
+        written(w.work, "installed.script", {"RunPodSandbox": {"error": "says the installed one"}})
+        expect("says the installed one" in w.c.fails("runp", w.pod_config("late")), "the error")
+        os.unlink(script)
+    with steps.step("it ends with the daemon"):
+        w.s.runtime.kill(signal.SIGTERM)
+        expect(not os.path.exists(f"/proc/{process}"), "it still runs")
+        expect(read()[-1]["event"] == "Shutdown", str(read()[-1]))
+        expect(not os.path.exists(w.nri), "the socket is still there")
+        shutil.rmtree(directory)
+        w.s.runtime.start()
+        w.remove(pod)
+
+
+CDI = {"cdiVersion": "0.6.0", "kind": "vendor.com/gpu", "containerEdits": {"env": ["VENDOR=here"]}, "devices": [
+    {"name": "0", "containerEdits": {
+        "env": ["GPU=0"], "deviceNodes": [{"path": "/dev/gpu0", "hostPath": "/dev/full", "permissions": "rw"}],
+        "mounts": [{"hostPath": "/usr", "containerPath": "/gpu/usr", "options": ["ro", "rbind"]}]}},
+    {"name": "hooked", "containerEdits": {"hooks": [{"hookName": "createContainer", "path": "/bin/vendor-hook"}]}}]}
+
+
+def cdi(w, steps):
+    directory = os.path.join(w.work, "cdi")
+    os.makedirs(directory, exist_ok=True)
+    pod = w.pod("devices")
+    ask = lambda *names: {"CDI_devices": [{"name": n} for n in names]}  # noqa: E731
+    fails = lambda name, **more: w.c.fails("create", pod, w.config(name, **more), w.any)  # noqa: E731
+    with steps.step("an unknown CDI device is an error that names it and the directories"):
+        error = fails("none", **ask("vendor.com/gpu=0"))
+        expect("vendor.com/gpu=0" in error and directory in error, error)
+        expect("gpu" in fails("none", **ask("gpu")), "a malformed name")
+    with steps.step("devices, mounts and environment of a CDI file"):
+        written(directory, "vendor.json", CDI)
+        container = w.started(pod, "gpu", **ask("vendor.com/gpu=0"))
+        expect(w.shell(container, "echo $VENDOR $GPU") == "here 0", "environment")
+        expect(re.search(r"^c.*1,\s+7 .*/dev/gpu0", w.shell(container, "ls -l /dev/gpu0")), "node")
+        expect(w.shell(container, "(echo x > /dev/gpu0) 2>/dev/null || echo no") == "no", "/dev/full takes a byte")
+        expect(w.shell(container, "head -c 3 /dev/gpu0 | wc -c") == "3", "the device cannot be read")
+        expect("ro" in w.shell(container, "grep /gpu/usr /proc/self/mounts").split()[3].split(","), "mount")
+    with steps.step("by annotation, once, and from YAML; a changed file counts at once"):
+        yaml = "cdiVersion: 0.5.0\nkind: vendor.com/nic\ndevices:\n- name: a\n  containerEdits:\n    env: [NIC=%d]\n"
+        for number in (1, 2):
+            with open(os.path.join(directory, "nic.yaml"), "w") as f:
+                f.write(yaml % number)
+            container = w.started(pod, f"nic{number}", **ask("vendor.com/nic=a"), annotations={
+                "cdi.k8s.io/x": "vendor.com/nic=a,vendor.com/gpu=0"})
+            expect(w.shell(container, "echo $NIC $GPU") == f"{number} 0", "environment")
+    with steps.step("what cannot be done names the device and the file"):
+        error = fails("hooked", **ask("vendor.com/gpu=hooked"))
+        expect(all(word in error for word in ("vendor.com/gpu=hooked", "vendor.json", "createContainer", "/bin/vendor-hook")), error)
+        with open(os.path.join(directory, "bad.json"), "w") as f:
+            f.write("{")
+        expect("bad.json" in fails("bad", **ask("vendor.com/tpu=0")), "the broken file")
+        w.started(pod, "fine", **ask("vendor.com/gpu=0"))
+    with steps.step("in a pod with a user namespace"):
+        ids = [{"host_id": 300000, "container_id": 0, "length": 65536}]
+        own = {"security_context": {"namespace_options": {"userns_options": {"mode": 0, "uids": ids, "gids": ids}}}}
+        adjust = {"env": [{"key": "A", "value": "1"}], "linux": {"resources": {"pids": {"limit": 44}}}}
+        mapped = w.pod("mapped", **own)
+        with plugin(w, script={"CreateContainer": {"adjust": adjust}}):
+            container = w.started(mapped, "mapped", linux=own, **ask("vendor.com/gpu=0"))
+        expect(w.shell(container, "echo $GPU $A; head -c 3 /dev/gpu0 | wc -c").split() == ["0", "1", "3"], "inside")
+        expect(w.shell(container, "ls /gpu/usr"), "the mount is empty")
+        expect(w.shell(container, "cat /proc/self/uid_map").split()[1] == "300000", "uid_map")
+        w.remove(mapped)
+    with steps.step("an NRI plugin injects a CDI device"):
+        with plugin(w, script={"CreateContainer": {"adjust": {"CDI_devices": [{"name": "vendor.com/gpu=0"}]}}}):
+            container = w.started(pod, "injected")
+            expect(w.shell(container, "echo $GPU; test -c /dev/gpu0 && echo node").split() == ["0", "node"], "device")
+    w.remove(pod)
+
+
+PARTS = (cdi, life, adjustments, failures, troubles, changes, restart, installed, under_load)
+
+
+def main():
+    parser = options.parser(__doc__)
+    parser.add_argument("--only", default="", help="parts whose name matches: " + " ".join(p.__name__ for p in PARTS))
+    args = parser.parse_args()
+    runtimes.tool("NRI_PLUGIN")
+    steps = Steps("nri")
+    with options.session(args, steps) as s:
+        world = World(s)
+        os.makedirs(os.path.join(s.work, "logs"), exist_ok=True)
+        world.c("pull", IMAGE)
+        for part in PARTS:
+            if re.search(args.only, part.__name__):
+                part(world, steps)
+    sys.exit(steps.finish())
+
+
+if __name__ == "__main__":
+    main()
