@@ -51,6 +51,8 @@ ALLOWED = (
     (r"Eviction manager: failed to construct signal.*system container .*pods.* not found in metrics", "as above"),
     (r"Failed to ensure process in container with oom score",
      "kubelet's own process: the machine's init is in no pid namespace it can read"),
+    (r"\"Version from runtime service failed\".*code = Canceled.*context canceled",
+     "kubelet's own call: a pod worker asks for the node (standalone: initialNode) and is cancelled as its pod ends"),
     (r"\"ContainerStatus from runtime service failed\".*code = NotFound",
      "kubelet asks again for a container that it has just removed"),
     (r"kuberuntime_gc\.go.*\"Failed to remove container\".*failed to get container status.*code = NotFound", "as above"),

@@ -5,7 +5,8 @@
 
 One pod with an init container, two containers that share an emptyDir, an HTTP readiness probe,
 an exec liveness probe, limits, a container that exits 3 after a termination message and is
-restarted with back-off, and one that is OOM-killed; and a plain pod that becomes Ready.
+restarted with back-off, and one that is OOM-killed; a plain pod that becomes Ready; and one that is
+confined in every way (secure.py).
 Deleting their manifests removes everything. No error of kubelet's log may speak of the runtime.
 """
 
@@ -21,6 +22,7 @@ sys.path[:0] = [os.path.dirname(HERE), HERE]
 from harness import isolate, options, runtimes  # noqa: E402
 from harness.report import Steps, expect, wait_for  # noqa: E402
 import kubelet as k  # noqa: E402
+from secure import secure_pod  # noqa: E402
 
 
 def crictl(s, *arguments):
@@ -192,6 +194,10 @@ def gates(s, kubelet, steps):
             expect(not missing, f"kubelet never called {missing}")
 
 
+def secure(s, kubelet, steps):
+    secure_pod(s, kubelet, steps, crictl, container_status, note_ids)
+
+
 def goes_away(s, kubelet, steps):
     note_ids(s)
     with steps.step("healthy, both CRI conditions true"):
@@ -242,7 +248,7 @@ def main():
     with options.session(args, steps) as s:
         kubelet = k.Kubelet(s.work, s.runtime, args.gate)
         try:
-            for part in (comes_up, probes, failures, summary, cadvisor, gates, goes_away):
+            for part in (comes_up, probes, failures, summary, cadvisor, secure, gates, goes_away):
                 part(s, kubelet, steps)
         finally:
             kubelet.stop()
