@@ -348,3 +348,57 @@ fn a_process_whose_monitor_does_not_proceed_ends() {
     });
     assert!(!image.host("upper/ran").exists());
 }
+
+#[test]
+fn programs_with_capabilities_have_them_inside() {
+    let image = Image::new();
+    let program = made(image.root().join("capable")).join("grep");
+    fs::copy(image.root().join("bin/busybox"), &program).unwrap();
+    // vfs_cap_data, version 2, effective: CAP_NET_RAW (13) is permitted. linux/capability.h
+    let words = [0x0200_0001_u32, 1 << 13, 0, 0, 0];
+    let value: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let file = fs::File::open(&program).unwrap();
+    let flags = crate::sys::file::XattrFlags::empty();
+    crate::sys::file::fsetxattr(&file, "security.capability", &value, flags).unwrap();
+    drop(file);
+    in_pod(&image, |pod| {
+        let mut inside = member(&image, "");
+        inside.process.user.user = UserName::Id(1000);
+        inside.process.args = ["/capable/grep", "CapEff", "/proc/self/status"]
+            .map(str::to_owned)
+            .to_vec();
+        let outcome = run_in(pod, &inside);
+        assert_eq!(outcome.text(), "CapEff:\t0000000000002000");
+    });
+}
+
+#[test]
+fn a_cgroup_that_may_be_written_belongs_to_the_root_inside() {
+    let base = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+        .into_iter()
+        .map(Path::new)
+        .find(|base| base.join("cgroup.controllers").exists())
+        .expect("no cgroup v2 hierarchy is mounted");
+    let image = Image::new();
+    for (readonly, want) in [
+        (false, "0:0\n0:0\n65534:65534\nmade\n0::/"),
+        (true, "65534:65534\n65534:65534\n65534:65534\n0::/"),
+    ] {
+        let name = format!("berth-test-userns-{}-{readonly}", std::process::id());
+        let directory = made(base.join(name));
+        in_pod(&image, |pod| {
+            let script = "cd /sys/fs/cgroup; stat -c %u:%g . cgroup.procs cgroup.max.depth; \
+                mkdir below 2>/dev/null && echo made; cat /proc/self/cgroup | grep ^0:: ";
+            let mut inside = member(&image, script);
+            inside.cgroup = CgroupJoin::V2(directory.clone());
+            inside
+                .mounts
+                .push(filesystem("cgroup2", "/sys/fs/cgroup", &[], readonly));
+            assert_eq!(run_in(pod, &inside).text(), want);
+        });
+        if !readonly {
+            fs::remove_dir(directory.join("below")).unwrap();
+        }
+        fs::remove_dir(directory).unwrap();
+    }
+}
