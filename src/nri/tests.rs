@@ -300,12 +300,23 @@ async fn plugins_are_asked_in_the_order_of_their_indices() {
         world.joined(2).await;
         world.nri.round().await.run_pod(&pod()).await.unwrap();
         assert_eq!(*order.lock().unwrap(), ["10", "90"]);
+        let round = world.nri.round().await;
+        let limits = Resources::default();
+        round.update_pod(&pod(), &limits, &limits).await.unwrap();
+        round.pod(PodEvent::PostUpdate, &pod()).await;
+        drop(round);
         assert_eq!(world.nri.state().0, ["10-peer", "90-peer"]);
         // One that leaves is out.
         early.end.send(()).unwrap();
         world.joined(1).await;
         world.nri.stop().await;
-        late.calls(&["RunPodSandbox", "Shutdown"]).await;
+        late.calls(&[
+            "RunPodSandbox",
+            "UpdatePodSandbox",
+            "PostUpdatePodSandbox",
+            "Shutdown",
+        ])
+        .await;
         assert!(!world.socket.exists());
     }))
     .await;

@@ -1,5 +1,6 @@
 """Starts a runtime in a directory of its own: berth, or containerd to compare it with."""
 
+import json
 import os
 import shutil
 import signal
@@ -44,6 +45,7 @@ class Runtime:
     state_files_allowed = r"$^"
     kubelet_arguments = ()
     environment = {}
+    extra = {}                 # more keys of the configuration: name to value
     handlers = {}              # runtime handlers to configure: name to the path of an OCI runtime
 
     def __init__(self, work, certs, factor=1.0):
@@ -120,11 +122,11 @@ class Berth(Runtime):
             "cdi_spec_dirs": os.path.join(self.work, "cdi"),
             "cgroup_root": self.cgroup_root, "network": "bridge", "bridge": f"bt{os.getpid()}",
             "ipv4_pool": f"10.85.{number}.0/24", "ipv6_pool": f"fd85:0:0:{number:x}::/64",
-            "log_level": os.environ.get("BERTH_LOG", "debug"),
+            "log_level": os.environ.get("BERTH_LOG", "debug"), **self.extra,
         }
         path = os.path.join(self.work, "berth.toml")
         with open(path, "w") as f:
-            f.writelines(f'{key} = "{value}"\n' for key, value in config.items())
+            f.writelines(f"{key} = {json.dumps(value)}\n" for key, value in config.items())
             f.writelines(f'[runtimes.{name}]\npath = "{program}"\n' for name, program in self.handlers.items())
         self.kubelet_arguments = (f"--containerd={self.socket}",)
         return [program, "serve", "--config", path]

@@ -8,13 +8,11 @@ the events; every adjustment, read from inside the container; failures and their
 disagree; joining under load; a restart of the daemon; plugins that the daemon starts itself.
 """
 
-import contextlib
 import json
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 
@@ -22,135 +20,10 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "crictl")]
 from harness import options, runtimes  # noqa: E402
 from harness.report import Failure, Steps, expect, wait_for  # noqa: E402
-from walkthrough import Crictl, written  # noqa: E402
+from walkthrough import written  # noqa: E402
+from world import IMAGE, LIFE, Plugin, World, plugin  # noqa: E402
 
-IMAGE = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
-LIFE = ["RunPodSandbox", "CreateContainer", "PostCreateContainer", "StartContainer", "PostStartContainer",
-        "StopContainer", "RemoveContainer", "StopPodSandbox", "RemovePodSandbox"]
 V2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
-
-
-class Plugin:
-    """A plugin as a process of ours, with its log and script."""
-
-    def __init__(self, session, idx="10", name="test", script=None, once=False):
-        self.s, self.name = session, f"{idx}-{name}"
-        self.log = os.path.join(session.work, f"{self.name}.events")
-        self.path = os.path.join(session.work, f"{self.name}.script")
-        self.script(script or {})
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.log)
-        command = [runtimes.tool("NRI_PLUGIN"), "-socket", session.nri, "-idx", idx, "-name", name,
-                   "-log", self.log, "-script", self.path]
-        with open(os.path.join(session.work, "plugins.log"), "ab") as log:
-            self.process = subprocess.Popen(command + (["-once"] if once else []), stdin=subprocess.PIPE,
-                                            stdout=log, stderr=log)
-
-    def script(self, script):
-        written(self.s.work, f"{self.name}.new", script)
-        os.rename(self.path.replace(".script", ".new"), self.path)
-
-    def events(self, name=None):
-        """All events so far, or those of a name."""
-        try:
-            with open(self.log) as f:
-                lines = [json.loads(line) for line in f.read().splitlines()]
-        except FileNotFoundError:
-            return []
-        return [e for e in lines if name in (None, e["event"])]
-
-    def joined(self, count=1):
-        wait_for(f"{self.name} to join", lambda: len(self.events("Synchronize")) >= count, 20 * self.s.factor)
-        # It is among the others only after its answer.
-        wait_for("its name in the status", lambda: self.name in self.s.plugins(), 20 * self.s.factor)
-        return self
-
-    def about(self, *ids):
-        """Names of the events about these pods and containers, in order."""
-        return [e["event"] for e in self.events() if e["event"] in LIFE
-                and e.get("container", {}).get("id", e.get("pod", {}).get("id")) in ids]
-
-    def send(self, updates):
-        before = len(self.events("Updated"))
-        self.process.stdin.write(json.dumps(updates).encode() + b"\n")
-        self.process.stdin.flush()
-        wait_for("an answer", lambda: len(self.events("Updated")) > before, 10 * self.s.factor)
-        return self.events("Updated")[-1]
-
-    def end(self):
-        self.process.kill()
-        self.process.wait()
-        self.process.stdin.close()
-        wait_for("the plugin to be gone", lambda: self.name not in self.s.plugins(), 10 * self.s.factor)
-
-
-@contextlib.contextmanager
-def plugin(session, *args, **more):
-    one = Plugin(session, *args, **more)
-    try:
-        yield one.joined()
-    finally:
-        one.end()
-
-
-class World:
-    """The session, with pods of one container."""
-
-    def __init__(self, session):
-        self.s, self.work, self.factor = session, session.work, session.factor
-        self.c = Crictl(session.endpoint, max(5, session.factor))
-        self.nri = os.path.join(session.work, "nri.sock")
-        self.number, self.lock = 0, threading.Lock()
-        self.any = self.pod_config("any")  # what crictl create looks at besides
-
-    def plugins(self):
-        code, out, _ = self.c.run("info")
-        return json.loads(out)["nri"]["plugins"] if code == 0 else []
-
-    def pod_config(self, name, **linux):
-        return written(self.work, f"{name}.pod.json", {
-            "metadata": {"name": name, "namespace": "nri", "attempt": 0, "uid": "uid-" + name},
-            "labels": {"app": name}, "annotations": {"note": "of " + name},
-            "log_directory": os.path.join(self.work, "logs"), "linux": linux})
-
-    def config(self, name, command=("sleep", "3600"), **more):
-        return written(self.work, f"{name}.container.json", {
-            "metadata": {"name": name}, "image": {"image": IMAGE}, "command": list(command),
-            "labels": {"tier": name}, "annotations": {"own": name}, "log_path": name + ".log", "linux": {}, **more})
-
-    def fresh(self, kind="p"):
-        with self.lock:
-            self.number += 1
-            return f"{kind}{self.number}"
-
-    def noted(self, identity):
-        self.s.runtime.ids.add(identity)
-        return identity
-
-    def pod(self, name=None, **linux):
-        return self.noted(self.c.id("runp", self.pod_config(name or self.fresh(), **linux)))
-
-    def create(self, pod, name="main", **more):
-        return self.noted(self.c.id("create", pod, self.config(name, **more), self.any))
-
-    def started(self, pod, name="main", **more):
-        container = self.create(pod, name, **more)
-        self.c("start", container)
-        return container
-
-    def inside(self, container, *command):
-        return self.c("exec", "--sync", container, *command)
-
-    def shell(self, container, script):
-        return self.inside(container, "sh", "-c", script).strip()
-
-    def remove(self, *pods):
-        for pod in pods:
-            self.c("stopp", pod)
-            self.c("rmp", pod)
-
-    def listed(self):
-        return set(self.c("pods", "-q").split()), set(self.c("ps", "-a", "-q").split())
 
 
 def life(w, steps):
@@ -636,7 +509,58 @@ def cdi(w, steps):
     w.remove(pod)
 
 
-PARTS = (cdi, life, adjustments, failures, troubles, changes, restart, installed, under_load)
+def with_runc(w, steps):
+    """An OCI runtime runs the hooks and gets the rest by its spec."""
+    if "runc" not in w.s.runtime.handlers:
+        print("(no runc: what an OCI runtime does with edits is not looked at)")
+        return
+    with steps.step("hooks and adjustments with runc"):
+        marks, out = os.path.join(w.work, "hook"), os.path.join(w.work, "hook.out")
+        with open(marks, "w") as f:
+            f.write(f"#!/bin/sh\ncat > /dev/null\necho $1 >> {out}\n")
+        os.chmod(marks, 0o755)
+        hook = lambda name: [{"path": marks, "args": ["hook", name]}]  # noqa: E731
+        adjust = {"hooks": {"create_runtime": hook("createRuntime"), "poststart": hook("poststart"),
+                            "poststop": hook("poststop")},
+                  "env": [{"key": "A", "value": "1"}], "args": ["sleep", "7200"],
+                  "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 99, "soft": 77}],
+                  "linux": {"resources": {"pids": {"limit": 55}}, "oom_score_adj": {"value": 321}}}
+        with plugin(w, script={"CreateContainer": {"adjust": adjust}}) as p:
+            pod = w.noted(w.c.id("runp", "--runtime", "runc", w.pod_config("by-runc")))
+            container = w.started(pod)
+            expect(w.shell(container, "echo $A; ulimit -n").split() == ["1", "77"], "inside")
+            expect(limit(w, container, "pids/pids.max", "pids.max") == "55", "pids")
+            w.remove(pod)
+            expect(p.about(pod, container)[:5] == LIFE[:5] and len(p.about(pod, container)) == len(LIFE), "events")
+        with open(out) as f:
+            expect(f.read().split() == ["createRuntime", "poststart", "poststop"], "hooks that ran")
+
+
+def validator(w, steps):
+    with steps.step("the built-in validator: plugins that must be there, what they may not adjust"):
+        w.s.runtime.extra = {"nri_validator": True, "nri_reject": ["namespaces", "seccomp-unconfined"],
+                             "nri_required_plugins": ["test"], "nri_tolerate_missing_annotation": "may.miss"}
+        try:
+            w.s.runtime.kill(signal.SIGTERM)
+            w.s.runtime.start()
+            pod = w.pod()
+            error = w.c.fails("create", pod, w.config("alone"), w.any)
+            expect("plugin test is required" in error, error)
+            for adjust, words in (({"linux": {"namespaces": [{"type": "pid"}]}}, ("namespaces", "pid", "10-test")),
+                                  ({"linux": {"seccomp_policy": {"default_action": "SCMP_ACT_ALLOW"}}}, ("seccomp", "10-test"))):
+                with plugin(w, script={"CreateContainer": {"adjust": adjust}}):
+                    error = w.c.fails("create", pod, w.config("bold"), w.any)
+                    expect(all(word in error for word in words), error)
+            with plugin(w, script={"CreateContainer": {"adjust": {"env": [{"key": "A", "value": "1"}]}}}):
+                expect(w.shell(w.started(pod, "modest"), "echo $A") == "1", "what is allowed")
+            w.remove(pod)
+        finally:
+            w.s.runtime.extra = {}
+            w.s.runtime.kill(signal.SIGTERM)
+            w.s.runtime.start()
+
+
+PARTS = (cdi, life, adjustments, failures, troubles, changes, with_runc, validator, restart, installed, under_load)
 
 
 def main():
@@ -644,6 +568,8 @@ def main():
     parser.add_argument("--only", default="", help="parts whose name matches: " + " ".join(p.__name__ for p in PARTS))
     args = parser.parse_args()
     runtimes.tool("NRI_PLUGIN")
+    if os.access(runtimes.versions()["RUNC"], os.X_OK):
+        runtimes.Runtime.handlers = {"runc": runtimes.versions()["RUNC"]}
     steps = Steps("nri")
     with options.session(args, steps) as s:
         world = World(s)
