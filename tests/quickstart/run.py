@@ -17,7 +17,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from harness import isolate, leaks, runtimes  # noqa: E402
 from harness.report import Steps, expect, wait_for  # noqa: E402
 
-DIRECTORIES = ("/run/berth", "/var/lib/berth")
+DIRECTORIES = ("/run/berth", "/run/nri", "/var/lib/berth")
 SYSCTLS = ("net/ipv4", "net/ipv6", "net/bridge", "net/netfilter")
 
 

@@ -397,3 +397,28 @@ fn life_of_a_cgroup() {
     }
     assert!(cgroups.version() == Version::V2 || cgroups.has("memory"));
 }
+
+#[test]
+fn limits_that_only_plugins_set() {
+    let given = Resources {
+        pids_limit: 55,
+        memory_reservation: 1 << 20,
+        ..Resources::default()
+    };
+    assert_eq!(lines(&given), ["memory.low=1048576", "pids.max=55"]);
+    let v1 = plan_v1(&given, true).unwrap();
+    let v1: Vec<_> = v1
+        .iter()
+        .map(|w| (w.controller, &*w.file, &*w.value))
+        .collect();
+    let expected = [
+        ("memory", "memory.soft_limit_in_bytes", "1048576"),
+        ("pids", "pids.max", "55"),
+    ];
+    assert_eq!(v1, expected);
+    let unlimited = Resources {
+        pids_limit: -1,
+        ..Resources::default()
+    };
+    assert_eq!(lines(&unlimited), ["pids.max=max"]);
+}
