@@ -22,6 +22,7 @@ use crate::network::NetworkConfig;
 use crate::nri::NriConfig;
 use crate::runtime::cgroups::Cgroups;
 
+mod handlers;
 mod life;
 mod restarts;
 
