@@ -146,7 +146,7 @@ pub(crate) struct CgroupStats {
     pub(crate) cpu_quota: Option<u64>,
     /// Shares as v1 counts them (2 to 262144); of v2's weight the shares that give it.
     pub(crate) cpu_shares: Option<u64>,
-    /// Bytes that are reclaimed last (`memory.low`, v1: the soft limit); absent: none set.
+    /// Bytes that are reclaimed last (`memory.low` of v2); absent: none set.
     pub(crate) memory_reservation: Option<u64>,
     /// Traffic by device.
     pub(crate) devices: Vec<DeviceIo>,

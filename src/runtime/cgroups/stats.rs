@@ -190,7 +190,7 @@ fn read_v1_memory(at: &mut Reader, stats: &mut CgroupStats, scope: Scope) {
         stats.memory_peak = number(at.read("memory.max_usage_in_bytes"));
         stats.memory_kernel = number(at.read("memory.kmem.usage_in_bytes"));
         stats.memory_failcnt = number(at.read("memory.failcnt"));
-        stats.memory_reservation = limited(number(at.read("memory.soft_limit_in_bytes")));
+        // CRI has no field for v1's soft limit: nobody sets one.
     }
 }
 
