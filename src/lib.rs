@@ -1,4 +1,11 @@
 #![doc = include_str!("ARCHITECTURE.md")]
+#![cfg_attr(
+    not(feature = "daemon"),
+    expect(
+        dead_code,
+        reason = "the monitor alone needs a part of base, sys and runtime"
+    )
+)]
 
 pub(crate) mod base;
 #[cfg(feature = "daemon")]
@@ -22,6 +29,12 @@ pub(crate) mod store;
 #[cfg(feature = "daemon")]
 pub(crate) mod streaming;
 pub(crate) mod sys;
+
+/// What hack/fuzz feeds with bytes of its own: parsers of what comes from the network.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    pub use crate::streaming::fuzzing::{spdy, websocket};
+}
 
 /// The main of the binary `berth`: the command line, with the daemon behind `serve`.
 #[cfg(feature = "daemon")]

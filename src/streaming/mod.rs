@@ -12,6 +12,8 @@
 //! client leaves, inputs end, outputs fail and [`Stdio::gone`] resolves, so the endpoint ends too.
 
 mod channel;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod http;
 mod port_forward;
 mod remote_command;

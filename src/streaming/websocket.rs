@@ -54,7 +54,7 @@ pub(super) fn accept_key(key: &[u8]) -> String {
     tokio_tungstenite::tungstenite::handshake::derive_accept_key(key)
 }
 
-async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(socket: S) -> WebSocketStream<S> {
+pub(super) async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(socket: S) -> WebSocketStream<S> {
     let config = WebSocketConfig::default()
         .max_message_size(Some(MAX_MESSAGE))
         .max_frame_size(Some(MAX_MESSAGE));
@@ -125,7 +125,7 @@ async fn close<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// A message as (channel, payload).
-fn decode(message: Message, base64: bool) -> Option<(u8, Bytes)> {
+pub(super) fn decode(message: Message, base64: bool) -> Option<(u8, Bytes)> {
     match message {
         Message::Binary(mut bytes) if !base64 && bytes.has_remaining() => {
             let channel = bytes.get_u8();

@@ -33,7 +33,9 @@ use std::path::{Path, PathBuf};
 #[cfg(feature = "daemon")]
 pub(crate) use layout::{Cgroups, Version};
 
-pub(crate) use kill::{kill, oom_kills};
+#[cfg(test)]
+pub(crate) use kill::kill;
+pub(crate) use kill::oom_kills;
 
 #[cfg(feature = "daemon")]
 use crate::base::error::{HasKind, Kind};
