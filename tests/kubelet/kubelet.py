@@ -53,6 +53,8 @@ ALLOWED = (
      "kubelet's own process: the machine's init is in no pid namespace it can read"),
     (r"\"Version from runtime service failed\".*code = Canceled.*context canceled",
      "kubelet's own call: a pod worker asks for the node (standalone: initialNode) and is cancelled as its pod ends"),
+    (r"cadvisor_stats_provider\.go.*Partial failure.*RecentStats: unable to find data in memory cache",
+     "cAdvisor has not yet looked at a container that has just started"),
     (r"\"ContainerStatus from runtime service failed\".*code = NotFound",
      "kubelet asks again for a container that it has just removed"),
     (r"kuberuntime_gc\.go.*\"Failed to remove container\".*failed to get container status.*code = NotFound", "as above"),
