@@ -278,6 +278,31 @@ async fn pods_reach_each_other_the_host_and_the_outside() {
     network.shutdown_if_unused().await.unwrap();
 }
 
+#[tokio::test]
+async fn a_port_that_is_cut_stays_cut() {
+    let world = World::new();
+    let network = world.open();
+    let (one, two) = (run(&network, 1, &[]).await, run(&network, 2, &[]).await);
+    let (in_one, in_two) = (listen(&one.netns, 80), listen(&two.netns, 80));
+    connect(&one.netns, at(two.ips[0], 80), &in_two);
+    connect(&two.netns, at(one.ips[0], 80), &in_one);
+    in_netns(world.host.as_fd(), || {
+        let mut links = Links::open()?;
+        let name = host_interface(one.id);
+        links.cut(&name).unwrap();
+        links.set_forwarding(&name).unwrap();
+        Ok(())
+    })
+    .unwrap();
+    assert!(refused(&one.netns, at(two.ips[0], 80)), "out of it");
+    assert!(refused(&two.netns, at(one.ips[0], 80)), "into it");
+    for pod in [one, two] {
+        network.detach(pod.id).await.unwrap();
+    }
+    network.shutdown_if_unused().await.unwrap();
+    world.assert_empty();
+}
+
 /// CVE-2025-67499: a host port is one of this host only; and the hosts's 127.0.0.1 is closed to pods.
 #[tokio::test]
 async fn a_pool_that_the_host_uses() {
