@@ -14,6 +14,8 @@ mod archive;
 mod daemon;
 #[path = "cri/figures.rs"]
 mod figures;
+#[path = "cri/moments.rs"]
+mod moments;
 #[path = "cri/newer.rs"]
 mod newer;
 #[path = "cri/registry.rs"]

@@ -88,12 +88,12 @@ impl RuntimeService for Server {
     ) -> Reply<v1::PodSandboxStatusResponse> {
         let request = request.into_inner();
         check::id("pod_sandbox_id", &request.pod_sandbox_id)?;
-        let (pod, containers, info) = self
+        let (moment, info) = self
             .engine
             .pod_sandbox_status(&request.pod_sandbox_id, request.verbose)
             .await
             .map_err(|error| status::of(&error))?;
-        Ok(Response::new(pod::status_response(&pod, &containers, info)))
+        Ok(Response::new(pod::status_response(&moment, info)))
     }
 
     async fn list_pod_sandbox(

@@ -13,7 +13,7 @@ use crate::base::tasks::Tasks;
 use crate::engine::container::{Container, ContainerInner, ContainerRecord};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::events::{Events, Listener};
-use crate::engine::facade::EngineEvent;
+use crate::engine::facade::{EngineEvent, PodMoment};
 use crate::engine::handlers::HandlerTable;
 use crate::engine::lower::Lower;
 use crate::engine::names::Names;
@@ -259,13 +259,35 @@ impl Core {
         tracing::info!(pod.id = %pod.id, id, kind = ?kind, "event");
         // The status of a pod that is gone is its last: kubelet ignores an event without one, and would
         // keep the pod.
+        let PodMoment {
+            at,
+            pod,
+            containers,
+        } = self.moment_in_order(pod);
         self.events.publish(EngineEvent {
             id: id.to_owned(),
             kind,
+            at,
+            pod,
+            containers,
+        });
+    }
+
+    /// A pod and its containers as they are, between two of its transitions.
+    ///
+    /// kubelet (`EventedPLEG`) keeps of all that it hears about a pod what has the latest time, and drops an event
+    /// from before that: the time of a status must not be later than what the status tells.
+    pub(crate) fn moment(&self, pod: &Pod) -> PodMoment {
+        let _order = pod.order.lock().unwrap_or_else(PoisonError::into_inner);
+        self.moment_in_order(pod)
+    }
+
+    fn moment_in_order(&self, pod: &Pod) -> PodMoment {
+        PodMoment {
             at: self.stamps.next(),
             pod: pod.status(),
             containers: pod.container_statuses(),
-        });
+        }
     }
 
     /// The parents of a pod's cgroups, `path` included, that we make and so must remove: outermost first.

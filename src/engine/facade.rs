@@ -70,6 +70,17 @@ pub(crate) struct Metrics {
     pub(crate) devices: BTreeMap<(u32, u32), String>,
 }
 
+/// A pod and its containers at one moment: what every event up to `at` tells is in it.
+#[derive(Clone, Debug)]
+pub(crate) struct PodMoment {
+    /// When. Later than the events before, earlier than those after.
+    pub(crate) at: Timestamp,
+    /// The pod.
+    pub(crate) pod: Arc<PodStatus>,
+    /// Its containers.
+    pub(crate) containers: Vec<Arc<ContainerStatus>>,
+}
+
 /// One event of the event stream.
 #[derive(Clone, Debug)]
 pub(crate) struct EngineEvent {

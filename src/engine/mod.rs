@@ -46,7 +46,8 @@ pub(crate) use self::core::EngineConfig;
 pub(crate) use error::{EngineError, Result};
 pub(crate) use events::{Listener, Silence};
 pub(crate) use facade::{
-    ContainerFigures, EngineEvent, ExecOutput, Info, Inspection, Metrics, PodFigures, RuntimeStatus,
+    ContainerFigures, EngineEvent, ExecOutput, Info, Inspection, Metrics, PodFigures, PodMoment,
+    RuntimeStatus,
 };
 pub(crate) use streams::StreamEndpoint;
 
@@ -139,7 +140,7 @@ impl Engine {
         &self,
         id: &str,
         verbose: bool,
-    ) -> Result<(Arc<PodStatus>, Vec<Arc<ContainerStatus>>, Info)> {
+    ) -> Result<(PodMoment, Info)> {
         self.status_of_pod(id, verbose).await
     }
     /// CRI: `ListPodSandbox`. From memory.

@@ -166,13 +166,17 @@ impl Pod {
         self.lock().containers.values().map(Arc::clone).collect()
     }
 
-    /// Statuses of the containers that lists show.
+    /// Statuses of the containers that lists show, the latest made first: kubelet with EventedPLEG takes the first
+    /// one of a name for that container's latest attempt (`GetPodStatus` in kuberuntime_manager.go sorts no more).
     pub(crate) fn container_statuses(&self) -> Vec<Arc<ContainerStatus>> {
-        self.containers()
+        let mut all: Vec<_> = self
+            .containers()
             .iter()
             .filter(|container| container.is_listed())
             .map(|container| container.status())
-            .collect()
+            .collect();
+        all.sort_by_key(|status| std::cmp::Reverse(status.created_at));
+        all
     }
 
     /// Its configuration, with the limits as they were told last.

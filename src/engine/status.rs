@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 
 use crate::base::container::{ContainerFilter, ContainerStatus};
 use crate::base::id::ContainerId;
-use crate::base::pod::{PodFilter, PodStatus};
+use crate::base::pod::PodFilter;
 use crate::base::security::NamespaceMode;
 use crate::engine::Engine;
 use crate::engine::container::Container;
 use crate::engine::core::blocking;
 use crate::engine::error::Result;
-use crate::engine::facade::{Condition, Info, Inspection, RuntimeStatus};
+use crate::engine::facade::{Condition, Info, Inspection, PodMoment, RuntimeStatus};
 use crate::engine::pod::Pod;
 
 fn has_all(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
@@ -57,17 +57,14 @@ impl Engine {
     ///
     /// # Errors
     /// [`crate::engine::EngineError::NotFound`].
-    pub(super) async fn status_of_pod(
-        &self,
-        id: &str,
-        verbose: bool,
-    ) -> Result<(Arc<PodStatus>, Vec<Arc<ContainerStatus>>, Info)> {
+    pub(super) async fn status_of_pod(&self, id: &str, verbose: bool) -> Result<(PodMoment, Info)> {
         let pod = self.core().pod(id)?;
+        let moment = self.core().moment(&pod);
         let info = match verbose {
             true => self.pod_info(&pod).await?,
             false => Info::new(),
         };
-        Ok((pod.status(), pod.container_statuses(), info))
+        Ok((moment, info))
     }
 
     async fn pod_info(&self, pod: &Arc<Pod>) -> Result<Info> {

@@ -2,8 +2,6 @@
 
 use std::net::IpAddr;
 
-use crate::base::clock::Timestamp;
-use crate::base::container::ContainerStatus;
 use crate::base::pod::{
     DnsConfig, PodConfig, PodFilter, PodMetadata, PodState, PodStatus, PortMapping, Protocol,
 };
@@ -12,6 +10,7 @@ use crate::cri::convert::check::{
 };
 use crate::cri::convert::{container, hashed, ordered, resources, security};
 use crate::cri::v1;
+use crate::engine::PodMoment;
 
 /// A sandbox configuration; `at` is its path in the request.
 pub(in crate::cri) fn config(at: &str, given: Option<v1::PodSandboxConfig>) -> Checked<PodConfig> {
@@ -289,17 +288,17 @@ pub(in crate::cri) fn status(pod: &PodStatus) -> v1::PodSandboxStatus {
 
 /// A whole reply of PodSandboxStatus.
 pub(in crate::cri) fn status_response(
-    pod: &PodStatus,
-    containers: &[std::sync::Arc<ContainerStatus>],
+    moment: &PodMoment,
     info: crate::engine::Info,
 ) -> v1::PodSandboxStatusResponse {
     v1::PodSandboxStatusResponse {
-        status: Some(status(pod)),
+        status: Some(status(&moment.pod)),
         info: info.into_iter().collect(),
-        containers_statuses: containers
+        containers_statuses: moment
+            .containers
             .iter()
             .map(|one| container::status(one))
             .collect(),
-        timestamp: Timestamp::now().0,
+        timestamp: moment.at.0,
     }
 }

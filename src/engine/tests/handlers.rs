@@ -120,8 +120,8 @@ async fn a_container_of_an_oci_runtime_from_create_to_remove() {
         sleep(Duration::from_millis(10)).await;
     }
     let pod = run_script_pod(&node, &engine, "one").await;
-    let (shown, _, info) = engine.pod_sandbox_status(&pod, true).await.unwrap();
-    assert_eq!(shown.runtime_handler, "script");
+    let (moment, info) = engine.pod_sandbox_status(&pod, true).await.unwrap();
+    assert_eq!(moment.pod.runtime_handler, "script");
     assert!(info["info"].contains("/runtime\""), "{info:?}");
     let id = create(&engine, &pod, "main", "unused").await;
     assert_eq!(status(&engine, &id).await.state, ContainerState::Created);

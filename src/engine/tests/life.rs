@@ -11,7 +11,8 @@ async fn a_pod_and_its_container_from_run_to_remove() {
     let engine = node.start().await;
     let mut events = engine.events();
     let pod = run_pod(&node, &engine, "one").await;
-    let (shown, _, info) = engine.pod_sandbox_status(&pod, true).await.unwrap();
+    let (moment, info) = engine.pod_sandbox_status(&pod, true).await.unwrap();
+    let shown = moment.pod;
     assert_eq!(shown.state, PodState::Ready);
     assert_eq!(shown.ips.len(), 1);
     assert!(info["info"].contains("/ns/net"), "{info:?}");
@@ -82,7 +83,7 @@ async fn a_pod_and_its_container_from_run_to_remove() {
     engine.remove_container(&id).await.unwrap();
     engine.stop_pod_sandbox(&pod).await.unwrap();
     engine.stop_pod_sandbox(&pod).await.unwrap();
-    let stopped = engine.pod_sandbox_status(&pod, false).await.unwrap().0;
+    let stopped = engine.pod_sandbox_status(&pod, false).await.unwrap().0.pod;
     assert_eq!((stopped.state, stopped.ips.len()), (PodState::NotReady, 0));
     let late = engine
         .create_container(&pod, container_config("late", ":"))

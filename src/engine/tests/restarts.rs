@@ -145,7 +145,7 @@ async fn after_a_reboot_everything_has_ended() {
         (ended.state, ended.exit_code, &*ended.reason),
         (ContainerState::Exited, 255, "Unknown")
     );
-    let shown = engine.pod_sandbox_status(&pod, false).await.unwrap().0;
+    let shown = engine.pod_sandbox_status(&pod, false).await.unwrap().0.pod;
     assert_eq!((shown.state, shown.ips.len()), (PodState::NotReady, 0));
     let next = run_pod(&node, &engine, "next").await;
     run(&engine, &next, "main2", "sleep 1000").await;
