@@ -5,8 +5,8 @@
 
 One pod with an init container, two containers that share an emptyDir, an HTTP readiness probe,
 an exec liveness probe, limits, a container that exits 3 after a termination message and is
-restarted with back-off, and one that is OOM-killed; a plain pod that becomes Ready; and one that is
-confined in every way (secure.py).
+restarted with back-off, and one that is OOM-killed; a plain pod that becomes Ready; one that is
+confined in every way (secure.py); and one for the endpoints of kubelet's own server (streams.py).
 Deleting their manifests removes everything. No error of kubelet's log may speak of the runtime.
 """
 
@@ -23,6 +23,7 @@ from harness import isolate, options, runtimes  # noqa: E402
 from harness.report import Steps, expect, wait_for  # noqa: E402
 import kubelet as k  # noqa: E402
 from secure import secure_pod  # noqa: E402
+from streams import streams as streaming_endpoints  # noqa: E402
 
 
 def crictl(s, *arguments):
@@ -198,6 +199,10 @@ def secure(s, kubelet, steps):
     secure_pod(s, kubelet, steps, crictl, container_status, note_ids)
 
 
+def streams(s, kubelet, steps):
+    streaming_endpoints(s, kubelet, steps, container_status, note_ids)
+
+
 def goes_away(s, kubelet, steps):
     note_ids(s)
     with steps.step("healthy, both CRI conditions true"):
@@ -248,7 +253,7 @@ def main():
     with options.session(args, steps) as s:
         kubelet = k.Kubelet(s.work, s.runtime, args.gate)
         try:
-            for part in (comes_up, probes, failures, summary, cadvisor, secure, gates, goes_away):
+            for part in (comes_up, probes, failures, summary, cadvisor, secure, streams, gates, goes_away):
                 part(s, kubelet, steps)
         finally:
             kubelet.stop()

@@ -47,7 +47,7 @@ def payload(directory, runtime):
     binaries, repository = os.path.join(directory, "bin"), os.path.join(directory, "repo")
     os.makedirs(binaries)
     variables = {"BERTH_TIME_FACTOR": TIME_FACTOR, "DOCKER_REGISTRY": "/payload/bin/docker-registry"}
-    tools = [(n, runtimes.tool(n)) for n in ("CRICTL", "CRITEST", "KUBELET")]
+    tools = [(n, runtimes.tool(n)) for n in ("CRICTL", "CRITEST", "KUBELET", "KUBELET_STREAMS")]
     if runtime == "berth":
         release = os.path.join(repository, "target", "release")
         os.makedirs(release)
