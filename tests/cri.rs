@@ -10,6 +10,8 @@
 
 #[path = "cri/archive.rs"]
 mod archive;
+#[path = "cri/containerd.rs"]
+mod containerd;
 #[path = "cri/daemon.rs"]
 mod daemon;
 #[path = "cri/figures.rs"]

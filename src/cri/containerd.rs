@@ -73,17 +73,32 @@ impl tasks::tasks_server::Tasks for Server {
         let request = request.into_inner();
         let id = request.container_id;
         let found = self.inspected("container_id", &id).await?;
-        if !request.exec_id.is_empty() || found.pid == 0 {
-            return Err(Status::not_found(format!("task {id:?}: no process runs")));
+        let mut process = types::Process {
+            container_id: id.clone(),
+            id: id.clone(),
+            pid: found.pid,
+            status: types::Status::Running as i32,
+            ..Default::default()
+        };
+        match found.ended {
+            _ if !request.exec_id.is_empty() => {
+                return Err(Status::not_found(format!(
+                    "task {id:?}: no exec session is known by id"
+                )));
+            }
+            // cAdvisor asks for the exit code when the cgroup goes.
+            Some((code, at)) => {
+                process.status = types::Status::Stopped as i32;
+                process.exit_status = code.cast_unsigned();
+                process.exited_at = Some(timestamp(at));
+            }
+            None if found.pid == 0 => {
+                return Err(Status::not_found(format!("task {id:?}: no process runs")));
+            }
+            None => {}
         }
         Ok(Response::new(tasks::GetResponse {
-            process: Some(types::Process {
-                container_id: id.clone(),
-                id,
-                pid: found.pid,
-                status: types::Status::Running as i32,
-                ..Default::default()
-            }),
+            process: Some(process),
         }))
     }
 }

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use crate::base::clock::Timestamp;
 use crate::base::counters;
+use crate::base::error::chain;
 use crate::engine::Engine;
 use crate::engine::container::{Container, ContainerInner};
+use crate::engine::core::blocking_step;
 use crate::engine::monitor_client::{Events, MonitorEvent};
 use crate::engine::pod::Pod;
 use crate::engine::state::{ContainerInput, ContainerPhase, PodInput};
@@ -107,15 +109,33 @@ impl Engine {
                 }
             });
         self.record_moved(&container, moved == Ok(true)).await;
-        self.tell_of_end(&container);
+        self.follow_end(&container);
     }
 
-    /// Tells the plugins of an end, in the container's turn: whatever goes on with it comes first.
-    fn tell_of_end(&self, container: &Arc<Container>) {
+    /// What follows an end, each in the container's turn: whatever goes on with it comes first.
+    fn follow_end(&self, container: &Arc<Container>) {
         let (engine, container) = (self.clone(), Arc::clone(container));
-        let _told = self.core().tasks.spawn(async move {
+        let _followed = self.core().tasks.spawn(async move {
             engine.plugins_ended(&container).await;
+            engine.leave_cgroup(&container).await;
         });
+    }
+
+    /// Removes the cgroup of a container that has ended: nobody is in it any more, what its files were charged goes to
+    /// the parent, and kubelet's cAdvisor does not take it for one that comes (it asks for its process for 3 s then, at
+    /// every look). What stays goes when the container is removed. An OCI runtime removes its own.
+    async fn leave_cgroup(&self, container: &Arc<Container>) {
+        let _turn = container.lane.turn().await;
+        if container.phase() != ContainerPhase::Exited || container.pod.handler.runtime.is_some() {
+            return;
+        }
+        let (cgroups, path) = (self.core().lower.cgroups.clone(), container.cgroup());
+        let removed = blocking_step("remove the cgroup of an ended container", move || {
+            cgroups.remove(&path)
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!(container.id = %container.id, error = %chain(&error), "a cgroup stays");
+        }
     }
 
     /// A container whose end nobody told of is dead: its code is made up.
@@ -147,7 +167,7 @@ impl Engine {
                     _ => {}
                 });
         self.record_moved(container, moved == Ok(true)).await;
-        self.tell_of_end(container);
+        self.follow_end(container);
     }
 
     /// A container whose monitor is gone: it ended as the monitor noted, else nobody knows how.
@@ -169,7 +189,7 @@ impl Engine {
         }
         // The monitor keeps the exit until the container is removed, so a restart finds it again.
         if let Err(error) = self.core().record_container(container).await {
-            tracing::error!(container.id = %container.id, error = %crate::base::error::chain(&error),
+            tracing::error!(container.id = %container.id, error = %chain(&error),
                 "an exit could not be recorded");
         }
     }
@@ -182,7 +202,7 @@ impl Engine {
         if moved == Ok(true)
             && let Err(error) = self.core().record_pod(pod).await
         {
-            tracing::error!(pod.id = %pod.id, error = %crate::base::error::chain(&error),
+            tracing::error!(pod.id = %pod.id, error = %chain(&error),
                 "the end of a pod could not be recorded");
         }
     }
@@ -204,7 +224,7 @@ impl Engine {
         }
         tracing::error!(pod.id = %pod.id, "the monitor ended unasked, killing the pod's processes");
         if let Err(error) = self.kill_cgroups(pod).await {
-            tracing::error!(pod.id = %pod.id, error = %crate::base::error::chain(&error),
+            tracing::error!(pod.id = %pod.id, error = %chain(&error),
                 "processes of a lost pod could not be killed");
         }
         for container in pod.containers() {

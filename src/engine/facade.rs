@@ -135,4 +135,6 @@ pub(crate) struct Inspection {
     pub(crate) pid: u32,
     /// When it was made.
     pub(crate) created_at: Timestamp,
+    /// Exit code of a container and when it ended; absent: it has not, or it is a sandbox.
+    pub(crate) ended: Option<(i32, Timestamp)>,
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::base::container::{ContainerFilter, ContainerStatus};
+use crate::base::container::{ContainerFilter, ContainerState, ContainerStatus};
 use crate::base::id::ContainerId;
 use crate::base::pod::PodFilter;
 use crate::base::security::NamespaceMode;
@@ -229,6 +229,8 @@ impl Engine {
                 spec: spec.to_string(),
                 pid: container.pid(),
                 created_at: status.created_at,
+                ended: (status.state == ContainerState::Exited)
+                    .then_some((status.exit_code, status.finished_at)),
             });
         }
         let pod = id
@@ -242,6 +244,7 @@ impl Engine {
             spec: spec.to_string(),
             pid: pod.pause_pid(),
             created_at: pod.status().created_at,
+            ended: None,
         })
     }
 }

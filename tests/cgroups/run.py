@@ -14,7 +14,7 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "crictl")]
 from harness import options  # noqa: E402
-from harness.report import Steps, expect  # noqa: E402
+from harness.report import Steps, expect, wait_for  # noqa: E402
 from walkthrough import Crictl, written  # noqa: E402
 
 IMAGE = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
@@ -122,6 +122,28 @@ def limits(steps, c, pod):
             compare(read, {"cpu/cpu.cfs_quota_us": "-1"})
 
 
+def ends(steps, c, pod):
+    with steps.step("the cgroup goes when the container ends, the container stays"):
+        container, pid = pod.run("short", linux={})
+        read = cgroup_files(pid)
+        name = "memory.max" if V2 else "memory/memory.limit_in_bytes"
+        expect(read(name), name)
+
+        def gone():
+            try:
+                read(name)
+            except FileNotFoundError:
+                return True
+            return False
+
+        c("stop", "--timeout", "0", container)
+        wait_for("its cgroup to go", gone, 10 * pod.s.factor)
+        status = c.json("inspect", container)["status"]
+        expect(status["state"] == "CONTAINER_EXITED" and status["exitCode"] == 137, str(status)[:300])
+        c("stats", container)
+        c("rm", container)
+
+
 def devices(steps, c, pod):
     disk = os.stat("/").st_dev
     attempt = "mknod /tmp/%s %s %d %d && head -c 16 /tmp/%s | wc -c"
@@ -151,6 +173,7 @@ def main():
             c("pull", IMAGE)
             pod = Pod(s, c)
         limits(steps, c, pod)
+        ends(steps, c, pod)
         devices(steps, c, pod)
         with steps.step("remove"):
             c("rmp", "--force", pod.id)
