@@ -1,6 +1,7 @@
 //! Changes to a container beside its CRI config, as plain values: what CDI files and NRI plugins ask for.
 
 use crate::base::container::Resources;
+use crate::base::hook::Hook;
 
 /// Changes of one origin. What is empty or absent changes nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -102,65 +103,6 @@ pub(crate) struct DeviceAccess {
     pub(crate) minor: Option<u32>,
     /// Letters of `rwm`.
     pub(crate) access: String,
-}
-
-/// When a hook runs, by the OCI spec.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HookPoint {
-    /// `prestart` (deprecated there).
-    Prestart,
-    /// `createRuntime`.
-    CreateRuntime,
-    /// `createContainer`.
-    CreateContainer,
-    /// `startContainer`.
-    StartContainer,
-    /// `poststart`.
-    Poststart,
-    /// `poststop`.
-    Poststop,
-}
-
-impl HookPoint {
-    /// The point of a name as the OCI spec writes it.
-    pub(crate) fn from_name(name: &str) -> Option<Self> {
-        Some(match name {
-            "prestart" => Self::Prestart,
-            "createRuntime" => Self::CreateRuntime,
-            "createContainer" => Self::CreateContainer,
-            "startContainer" => Self::StartContainer,
-            "poststart" => Self::Poststart,
-            "poststop" => Self::Poststop,
-            _ => return None,
-        })
-    }
-
-    /// As the OCI spec writes it.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Prestart => "prestart",
-            Self::CreateRuntime => "createRuntime",
-            Self::CreateContainer => "createContainer",
-            Self::StartContainer => "startContainer",
-            Self::Poststart => "poststart",
-            Self::Poststop => "poststop",
-        }
-    }
-}
-
-/// A program that runs at some point of a container's life.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Hook {
-    /// When.
-    pub(crate) point: HookPoint,
-    /// Absolute path.
-    pub(crate) path: String,
-    /// With `argv[0]`.
-    pub(crate) args: Vec<String>,
-    /// `NAME=value`.
-    pub(crate) env: Vec<String>,
-    /// Seconds; absent: no limit.
-    pub(crate) timeout: Option<u64>,
 }
 
 /// Where a namespace is to come from.

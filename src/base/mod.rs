@@ -9,6 +9,7 @@ pub(crate) mod counters;
 pub(crate) mod edits;
 pub(crate) mod error;
 pub(crate) mod handler;
+pub(crate) mod hook;
 pub(crate) mod id;
 pub(crate) mod image;
 pub(crate) mod pod;

@@ -5,6 +5,8 @@
 //! value that is not built yet is an error that says so.
 
 mod runtimes;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -122,6 +124,9 @@ config! {
     nri_tolerate_missing_annotation: String = String::new();
     /// Directories of CDI files (devices that vendors describe), one or a list; a later one wins. Empty: no CDI.
     cdi_spec_dirs: Directories = Directories(vec!["/etc/cdi".into(), "/var/run/cdi".into()]);
+    /// Directories of OCI hooks that are run for containers that match (`oci-hooks(5)`), one or a list; a later one wins.
+    /// CRI-O and podman look in /usr/share/containers/oci/hooks.d. Empty: none, for hooks run as root on the node.
+    hooks_dir: Directories = Directories(vec![]);
     /// Who makes cgroups: `cgroupfs` (berth itself), or `auto`. `systemd` is not built yet.
     cgroup_driver: String = "auto".to_owned();
     /// Cgroup for pods whose configuration names no parent, and for the monitors.
@@ -249,33 +254,7 @@ impl Config {
     fn check(&self) -> Result<(), (&'static str, String, String)> {
         let bad =
             |key, value: &dyn std::fmt::Debug, mend: String| Err((key, format!("{value:?}"), mend));
-        let directories = self.registry_config_path.0.iter().map(PathBuf::as_path);
-        let mut paths = vec![
-            ("socket", self.socket.as_path()),
-            ("root", &self.root),
-            ("state", &self.state),
-            ("cgroup_root", Path::new(&self.cgroup_root)),
-            ("cni_config_dir", &self.cni_config_dir),
-        ];
-        paths.extend(directories.map(|path| ("registry_config_path", path)));
-        let directories = self.cdi_spec_dirs.0.iter().map(PathBuf::as_path);
-        paths.extend(directories.map(|path| ("cdi_spec_dirs", path)));
-        for (key, path) in [
-            ("monitor", &self.monitor),
-            ("nri_socket", &self.nri_socket),
-            ("nri_plugin_dir", &self.nri_plugin_dir),
-            ("nri_plugin_config_dir", &self.nri_plugin_config_dir),
-        ] {
-            if !path.as_os_str().is_empty() {
-                paths.push((key, path));
-            }
-        }
-        for (key, path) in paths {
-            let climbs = path.components().any(|part| part.as_os_str() == "..");
-            if !path.is_absolute() || climbs {
-                return bad(key, &path, "use an absolute path without `..`".to_owned());
-            }
-        }
+        self.check_paths()?;
         if self.socket.as_os_str().len() > 107 {
             return bad(
                 "socket",
@@ -325,6 +304,40 @@ impl Config {
         if crate::daemon::logging::filter(&self.log_level).is_none() {
             let mend = "use `error`, `warn`, `info`, `debug` or `trace`, or a list such as `info,berth::images=debug`";
             return bad("log_level", &self.log_level, mend.to_owned());
+        }
+        Ok(())
+    }
+
+    fn check_paths(&self) -> Result<(), (&'static str, String, String)> {
+        let directories = self.registry_config_path.0.iter().map(PathBuf::as_path);
+        let mut paths = vec![
+            ("socket", self.socket.as_path()),
+            ("root", &self.root),
+            ("state", &self.state),
+            ("cgroup_root", Path::new(&self.cgroup_root)),
+            ("cni_config_dir", &self.cni_config_dir),
+        ];
+        paths.extend(directories.map(|path| ("registry_config_path", path)));
+        let directories = self.cdi_spec_dirs.0.iter().map(PathBuf::as_path);
+        paths.extend(directories.map(|path| ("cdi_spec_dirs", path)));
+        let directories = self.hooks_dir.0.iter().map(PathBuf::as_path);
+        paths.extend(directories.map(|path| ("hooks_dir", path)));
+        for (key, path) in [
+            ("monitor", &self.monitor),
+            ("nri_socket", &self.nri_socket),
+            ("nri_plugin_dir", &self.nri_plugin_dir),
+            ("nri_plugin_config_dir", &self.nri_plugin_config_dir),
+        ] {
+            if !path.as_os_str().is_empty() {
+                paths.push((key, path));
+            }
+        }
+        for (key, path) in paths {
+            let climbs = path.components().any(|part| part.as_os_str() == "..");
+            if !path.is_absolute() || climbs {
+                let mend = "use an absolute path without `..`".to_owned();
+                return Err((key, format!("{path:?}"), mend));
+            }
         }
         Ok(())
     }
@@ -468,126 +481,4 @@ pub(crate) fn default_file() -> String {
         let _infallible = writeln!(text, "# {} = {value}", key.name).is_ok();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn error(text: &str) -> String {
-        Config::parse(Path::new("c.toml"), text)
-            .unwrap_err()
-            .to_string()
-    }
-
-    #[test]
-    fn the_shipped_file_is_current() {
-        assert_eq!(
-            include_str!("../../deploy/config.toml"),
-            default_file(),
-            "write the output of `berth config default` to deploy/config.toml"
-        );
-    }
-
-    #[test]
-    fn the_default_file_means_the_defaults() {
-        let text = default_file();
-        let bare = Config::parse(Path::new("c"), &text).unwrap();
-        assert_eq!(bare, Config::default());
-        let (flat, _tables) = text.split_once("# [runtimes").unwrap();
-        let set: String = flat
-            .lines()
-            .filter_map(|line| line.strip_prefix("# "))
-            .filter(|line| {
-                line.split_once(" = ")
-                    .is_some_and(|(key, _)| KEYS.iter().any(|k| k.name == key))
-            })
-            .map(|line| format!("{line}\n"))
-            .collect();
-        // The tables of `runtimes` have a test of their own.
-        assert_eq!(set.lines().count(), KEYS.len() - 1);
-        assert_eq!(Config::parse(Path::new("c"), &set).unwrap(), bare);
-    }
-
-    #[test]
-    fn unknown_keys_name_the_nearest() {
-        for (written, meant) in [
-            ("sokcet", "socket"),
-            ("roots", "root"),
-            ("loglevel", "log_level"),
-            ("cgroup_manager", "cgroup_driver"),
-        ] {
-            let text = error(&format!("{written} = 1"));
-            assert!(text.contains(&format!("did you mean `{meant}`")), "{text}");
-        }
-        assert!(error("[plugins]\na = 1").contains("unknown key `plugins`"));
-    }
-
-    #[test]
-    fn values_that_cannot_be_say_why() {
-        for (text, part) in [
-            ("network = \"cni\"", "not built in this version of berth"),
-            (
-                "cgroup_driver = \"systemd\"",
-                "not built in this version of berth",
-            ),
-            ("network = \"magic\"", "use \"bridge\""),
-            ("socket = \"berth.sock\"", "absolute path"),
-            ("root = \"/var/../x\"", "absolute path"),
-            ("bridge = \"a-name-too-long-for-linux\"", "15"),
-            ("ipv4_pool = \"fd00::/64\"", "ipv4 address/prefix"),
-            ("ipv6_pool = \"10.0.0.0/8\"", "ipv6 address/prefix"),
-            ("ipv4_pool = \"10.0.0.0\"", "prefix"),
-            ("log_level = \"loud\"", "log_level"),
-            ("log_format = \"xml\"", "json"),
-            ("metrics_address = \"localhost\"", "address with a port"),
-            ("max_concurrent_downloads = 0", "at least 1"),
-            ("nri_socket = \"nri.sock\"", "absolute path"),
-            ("nri_request_timeout = 0", "600000"),
-            ("nri_validator = true\nnri_reject = [\"env\"]", "hooks, "),
-            ("nri_reject = [\"hooks\"]", "nri_validator"),
-            ("nri_required_plugins = [\"x\"]", "nri_validator"),
-            ("cdi_spec_dirs = \"cdi\"", "absolute path"),
-            ("monitor_pool = \"two\"", "monitor_pool"),
-            ("registry_config_path = 1", "path"),
-            ("socket = ", "1"),
-        ] {
-            let message = error(text);
-            assert!(
-                message.starts_with("c.toml: ") && message.contains(part),
-                "{text}: {message}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_list_or_one_path() {
-        let read = |text| {
-            Config::parse(Path::new("c"), text)
-                .unwrap()
-                .registry_config_path
-                .0
-        };
-        assert_eq!(read("registry_config_path = \"/a\""), [PathBuf::from("/a")]);
-        assert_eq!(
-            read("registry_config_path = [\"/a\", \"/b\"]"),
-            [PathBuf::from("/a"), PathBuf::from("/b")]
-        );
-    }
-
-    proptest! {
-        #[test]
-        fn distance_is_a_metric(a in "[a-c]{0,6}", b in "[a-c]{0,6}", c in "[a-c]{0,6}") {
-            prop_assert_eq!(distance(&a, &a), 0);
-            prop_assert_eq!(distance(&a, &b), distance(&b, &a));
-            prop_assert!(distance(&a, &c) <= distance(&a, &b) + distance(&b, &c));
-        }
-
-        #[test]
-        fn any_text_is_an_answer(text in "\\PC{0,80}") {
-            let _answer = Config::parse(Path::new("c"), &text).is_ok();
-        }
-    }
 }

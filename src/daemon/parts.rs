@@ -75,6 +75,7 @@ pub(super) async fn open(config: &Config, tasks: &Tasks) -> Result<Engine, PartE
         max_log_line: config.max_log_line,
         sandbox_image: config.sandbox_image.clone(),
         cdi_spec_dirs: config.cdi_spec_dirs.0.clone(),
+        hooks_dirs: config.hooks_dir.0.clone(),
         handlers: config.handlers(),
     };
     let parts = Parts {

@@ -92,26 +92,43 @@ impl Engine {
             }
             Ok(()) => {}
         }
-        let bundle = (external && forgotten).then(|| bundle_of(core, container));
         let (cgroups, path) = (core.lower.cgroups.clone(), container.cgroup());
         let files = core.pod_directory(container.pod.id);
         let (directory, trash) = (core.container_directory(container.id), core.trash());
-        let id = container.id;
+        let (id, bundle) = (container.id, bundle_of(core, container));
+        let hooked = !external && bundle.exists();
         let erased = blocking("remove a container's cgroup and files", move || {
             let mut steps = CleanUp::default();
             steps.note("kill", cgroups.kill(&path));
             steps.note("cgroup", cgroups.remove(&path));
-            for suffix in ["plan", "json"] {
+            // Hooks need the plan and the bundle once more.
+            let suffixes: &[&str] = if hooked { &["json"] } else { &["plan", "json"] };
+            for suffix in suffixes {
                 let file = files.join(format!("{id}.{suffix}"));
                 steps.note("file", remove_file(&file));
             }
-            if let Some(bundle) = bundle {
+            if external && forgotten {
                 steps.note("bundle", remove_directory(&bundle));
             }
             steps.note("writable layer", discard(&directory, &trash));
             steps.finish("files of container", id)
         });
         clean_up.note("erase", erased.await);
+        if hooked && clean_up.is_clean() {
+            // The last of a container: whatever its hooks say, it is gone.
+            if let Err(error) = core.lower.poststop(core, container).await {
+                tracing::warn!(container.id = %id, error = %crate::base::error::chain(&error), "poststop hooks failed");
+            }
+            let (bundle, files) = (
+                bundle_of(core, container),
+                core.pod_directory(container.pod.id),
+            );
+            let erased = blocking("remove a container's bundle and plan", move || {
+                remove_directory(&bundle)?;
+                remove_file(&files.join(format!("{id}.plan")))
+            });
+            clean_up.note("bundle", erased.await);
+        }
         if clean_up.is_clean() {
             core.lower.release(id);
             clean_up.note("record", core.forget_container(container).await);

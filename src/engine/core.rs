@@ -89,6 +89,8 @@ pub(crate) struct EngineConfig {
     pub(crate) sandbox_image: String,
     /// Directories of CDI files, the last one wins.
     pub(crate) cdi_spec_dirs: Vec<PathBuf>,
+    /// Directories of hooks.
+    pub(crate) hooks_dirs: Vec<PathBuf>,
     /// Runtime handlers.
     pub(crate) handlers: Handlers,
 }

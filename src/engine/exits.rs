@@ -84,6 +84,9 @@ impl Engine {
                     MonitorEvent::ContainerExited(exit) => {
                         engine.container_exited(&pod, &exit).await;
                     }
+                    MonitorEvent::HookFailed { id, fault } => {
+                        tracing::warn!(container.id = %id, error = %fault, "poststart hooks failed");
+                    }
                     MonitorEvent::SandboxExited { .. } => engine.pod_died(&pod).await,
                     MonitorEvent::Lost => engine.monitor_lost(&pod).await,
                 }

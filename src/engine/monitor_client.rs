@@ -28,6 +28,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::base::clock::Timestamp;
 use crate::base::error::{HasKind, Kind};
+use crate::base::id::ContainerId;
 use crate::base::tasks::Tasks;
 use crate::monitor::protocol::{
     Call, ContainerExit, Event, MAX_PACKET, Message, MonitorState, Reply, Request, VERSION,
@@ -159,6 +160,13 @@ pub(crate) enum MonitorEvent {
     },
     /// A container ended; its log is complete, its cgroup empty.
     ContainerExited(ContainerExit),
+    /// Poststart hooks of a container failed; it runs all the same.
+    HookFailed {
+        /// Container.
+        id: ContainerId,
+        /// What failed.
+        fault: Fault,
+    },
     /// The monitor is gone, or the connection to it. Nothing comes after this.
     Lost,
 }
@@ -375,6 +383,9 @@ impl Shared {
             }
             Message::Event(Event::SandboxExited { at }) => MonitorEvent::SandboxExited { at },
             Message::Event(Event::ContainerExited(exit)) => MonitorEvent::ContainerExited(exit),
+            Message::Event(Event::HookFailed { id, fault }) => {
+                MonitorEvent::HookFailed { id, fault }
+            }
         };
         let _nobody_listens = events.send(event).is_err();
     }

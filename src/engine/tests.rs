@@ -169,6 +169,7 @@ impl Node {
             max_log_line: 16384,
             sandbox_image: String::new(),
             cdi_spec_dirs: vec![self.path("cdi-files")],
+            hooks_dirs: vec![],
             handlers: self.handlers.clone(),
         };
         let nri = Nri::new(NriConfig {

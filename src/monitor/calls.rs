@@ -15,20 +15,20 @@ use crate::monitor::link::Asked;
 use crate::monitor::log::{LogFile, Source};
 use crate::monitor::protocol::{Call, MonitorState, Reply, Stdio, VERSION};
 use crate::monitor::serve::{Exec, Monitor, SOCKET};
-use crate::monitor::tree;
 use crate::runtime::create::CreateRequest;
 use crate::runtime::exec::ExecRequest;
 use crate::runtime::external::Verb;
 use crate::runtime::plan::{Fault, IdMappings};
+use crate::runtime::tree;
 use crate::runtime::userns;
 use crate::sys::fd;
 
 /// After so long without a word a process that is being set up is given up. A slow volume may take its time;
 /// kubelet waits two minutes.
-const SETUP: Duration = Duration::from_secs(110);
+pub(crate) const SETUP: Duration = Duration::from_secs(110);
 
 /// What a call gives back at once; absent: the reply comes later.
-type Answer = Result<Option<(Reply, Vec<OwnedFd>)>, Fault>;
+pub(crate) type Answer = Result<Option<(Reply, Vec<OwnedFd>)>, Fault>;
 
 /// What a new container is made of.
 struct NewContainer {
@@ -38,6 +38,7 @@ struct NewContainer {
     kill_cgroup: PathBuf,
     target: Option<ContainerId>,
     external: Option<Box<External>>,
+    hooks: bool,
 }
 
 impl NewContainer {
@@ -49,6 +50,7 @@ impl NewContainer {
                 memory_cgroup,
                 kill_cgroup,
                 target,
+                hooks,
             } => Ok(Self {
                 id,
                 stdio,
@@ -56,6 +58,7 @@ impl NewContainer {
                 kill_cgroup,
                 target,
                 external: None,
+                hooks,
             }),
             Call::External {
                 id,
@@ -71,6 +74,7 @@ impl NewContainer {
                 kill_cgroup,
                 target: None,
                 external: Some(External::new(runtime, bundle)),
+                hooks: false,
             }),
             _ => Err(check("no new container")),
         }
@@ -133,6 +137,7 @@ impl Monitor<'_> {
                 self.clean(asked, id, &External::new(runtime, bundle))?;
                 Ok(None)
             }
+            Call::Poststop { id } => self.poststop(asked, id, descriptors),
             Call::Start { id } => self.start(asked, id),
             Call::Exec { id, exec } => self.exec(asked, id, exec, descriptors),
             Call::Signal { id, signal } => {
@@ -308,6 +313,7 @@ impl Monitor<'_> {
             ending: None,
             paused_until: None,
             external: new.external,
+            hooked: new.hooks.then_some(plan),
         });
         Ok(None)
     }
@@ -381,6 +387,7 @@ impl Monitor<'_> {
         if container.exit.is_none() {
             container.kill();
         }
+        self.end_hooks(Some(id));
         Ok(None)
     }
 
@@ -396,6 +403,7 @@ impl Monitor<'_> {
         if let Some(sandbox) = &self.sandbox {
             sandbox.kill();
         }
+        self.end_hooks(None);
         self.stop = Some(asked);
     }
 

@@ -17,6 +17,7 @@ use crate::monitor::link::Asked;
 use crate::runtime::create::{self, CreateRequest, Received, Spawned};
 use crate::runtime::exec::{self, ExecRequest};
 use crate::runtime::external::{self, Place, Verb};
+use crate::runtime::hooks::{self, Stage};
 use crate::runtime::plan::{Fault, Report};
 use crate::sys::{fd, process, signal};
 
@@ -83,6 +84,8 @@ pub(crate) enum Said {
         /// Master of its terminal.
         terminal: Option<OwnedFd>,
     },
+    /// Its mounts are made, and it waits for hooks.
+    Mounted,
     /// It failed and ends.
     Failed(Fault),
     /// A helper: its OCI runtime has made this process.
@@ -170,6 +173,29 @@ impl Child {
         Self::of(external::run(verb, place)?, asked, deadline)
     }
 
+    /// Clones a helper that runs the hooks of a stage, of the container with this process and plan.
+    ///
+    /// # Errors
+    /// What failed; no process is left.
+    pub(crate) fn hooks(
+        stage: Stage,
+        plan: BorrowedFd<'_>,
+        pid: Option<u32>,
+        asked: Asked,
+        deadline: Instant,
+    ) -> Result<Self, Fault> {
+        Self::of(hooks::run(stage, plan, pid)?, asked, deadline)
+    }
+
+    /// Lets one that was [`Said::Mounted`] go on.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub(crate) fn proceed(&self) -> Result<(), Fault> {
+        let control = self.control.as_ref().ok_or_else(|| check("not waiting"))?;
+        create::proceed(control.as_fd()).map_err(|error| fault("sendmsg", "control socket", &error))
+    }
+
     /// Is this process from now on; the one before ends by itself, a stranger to be reaped.
     pub(crate) fn hand_over(&mut self, pid: u32, pidfd: OwnedFd, phase: Phase) {
         (self.pid, self.pidfd, self.phase) = (pid, pidfd, phase);
@@ -208,6 +234,7 @@ impl Child {
                 groups,
                 terminal,
             },
+            Ok(Received::Report(Report::Mounted, _)) => Said::Mounted,
             Ok(Received::Report(Report::Failed(fault), _)) => Said::Failed(fault),
             Ok(Received::Moved { pid, pidfd }) => {
                 // The one before is a stranger to be reaped.

@@ -79,6 +79,8 @@ pub(crate) struct Container {
     pub(crate) paused_until: Option<Instant>,
     /// Absent: it is our own.
     pub(crate) external: Option<Box<External>>,
+    /// Its plan, for its hooks, until it has started; absent: it has none.
+    pub(crate) hooked: Option<OwnedFd>,
 }
 
 /// One output of a container.

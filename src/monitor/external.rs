@@ -20,9 +20,10 @@ use crate::monitor::container::Container;
 use crate::monitor::link::Asked;
 use crate::monitor::protocol::{Event, Reply};
 use crate::monitor::serve::Monitor;
-use crate::monitor::tree;
 use crate::runtime::external::{Place, Verb};
+use crate::runtime::hooks::Stage;
 use crate::runtime::plan::Fault;
+use crate::runtime::tree;
 use crate::sys::process::{self, Exit};
 
 /// How long a runtime may take for anything but making a process.
@@ -56,13 +57,24 @@ pub(crate) enum Deletion {
     Done,
 }
 
-/// A call of a runtime that is not the making of a process.
+/// A process of ours that works for a container.
 #[derive(Debug)]
 pub(crate) struct Helper {
-    id: ContainerId,
-    verb: Verb,
+    /// Whom for.
+    pub(crate) id: ContainerId,
+    /// What it does.
+    pub(crate) task: Task,
     /// Its process.
     pub(crate) child: Child,
+}
+
+/// What a helper does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// A call of a runtime that is not the making of a process.
+    Call(Verb),
+    /// Runs hooks.
+    Hooks(Stage),
 }
 
 /// Who a helper says was made.
@@ -138,7 +150,8 @@ impl Monitor<'_> {
             // Who is started may end before the runtime says so.
             container.child.phase = Phase::Running;
         }
-        self.helpers.push(Helper { id, verb, child });
+        let task = Task::Call(verb);
+        self.helpers.push(Helper { id, task, child });
         Ok(())
     }
 
@@ -154,7 +167,8 @@ impl Monitor<'_> {
     ) -> Result<(), Fault> {
         let (name, verb) = (id.to_string(), Verb::Delete);
         let child = Child::call(verb, external.place(&name), asked, Instant::now() + DELETE)?;
-        self.helpers.push(Helper { id, verb, child });
+        let task = Task::Call(verb);
+        self.helpers.push(Helper { id, task, child });
         Ok(())
     }
 
@@ -174,7 +188,8 @@ impl Monitor<'_> {
             match Child::call(verb, external.place(&name), asked, deadline) {
                 Ok(child) => {
                     external.deletion = Deletion::Running;
-                    self.helpers.push(Helper { id, verb, child });
+                    let task = Task::Call(verb);
+                    self.helpers.push(Helper { id, task, child });
                 }
                 Err(fault) => {
                     external.deletion = Deletion::Failed;
@@ -310,8 +325,12 @@ impl Monitor<'_> {
             _ => Asked::nobody(),
         };
         helper.child.phase = Phase::Ended;
+        let verb = match helper.task {
+            Task::Call(verb) => verb,
+            Task::Hooks(stage) => return self.hooks_ended(stage, helper.id, asked, outcome),
+        };
         let found = self.containers.iter_mut().find(|one| one.id == helper.id);
-        let reply = match (helper.verb, found) {
+        let reply = match (verb, found) {
             (Verb::Start, Some(container)) => match outcome {
                 Ok(()) => {
                     container.started_at = Timestamp::now();

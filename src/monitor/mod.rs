@@ -15,12 +15,12 @@ mod cgroup;
 mod child;
 mod container;
 mod external;
+mod hooks;
 mod link;
 pub(crate) mod log;
 pub(crate) mod protocol;
 pub(crate) mod record;
 mod serve;
-mod tree;
 
 use std::io;
 use std::process::ExitCode;

@@ -92,6 +92,8 @@ pub(crate) enum Call {
         kill_cgroup: PathBuf,
         /// Whose PID namespace it joins, where the plan says `Container`.
         target: Option<ContainerId>,
+        /// The plan has hooks.
+        hooks: bool,
     },
     /// Lets the process exec. Reply: `Started`, or `Failed` with the exec's fault.
     Start {
@@ -174,6 +176,12 @@ pub(crate) enum Call {
         /// Directory for the bundle; exists.
         bundle: PathBuf,
     },
+    /// Runs the poststop hooks of a container that is gone, all of them. Descriptor: plan memfd. Reply: `Done`, or `Failed`
+    /// with what failed.
+    Poststop {
+        /// Container.
+        id: ContainerId,
+    },
     /// Makes an OCI runtime forget a container whose monitor is gone. Reply: `Done`.
     Clean {
         /// Container.
@@ -253,10 +261,6 @@ pub(crate) enum Reply {
 
 /// Something that happened in the pod. Ends are repeated in [`MonitorState`] after a reconnect.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[expect(
-    clippy::enum_variant_names,
-    reason = "ends are all that happens by itself today"
-)]
 pub(crate) enum Event {
     /// Pause ended.
     SandboxExited {
@@ -271,6 +275,13 @@ pub(crate) enum Event {
         exec: u64,
         /// Exit code, or 128+n for signal n.
         code: i32,
+    },
+    /// Poststart hooks failed; the container runs all the same. Not repeated.
+    HookFailed {
+        /// Container.
+        id: ContainerId,
+        /// What failed.
+        fault: Fault,
     },
 }
 

@@ -208,8 +208,10 @@ impl<'a> Monitor<'a> {
     fn hear_container(&mut self, index: usize) {
         let container = &mut self.containers[index];
         let said = container.child.listen();
-        if matches!(said, Said::Made { .. }) {
-            return self.container_made(index, said);
+        match said {
+            Said::Made { .. } => return self.container_made(index, said),
+            Said::Mounted => return self.container_mounted(index),
+            _ => {}
         }
         match (said, &container.child.phase) {
             (Said::Nothing, _) => {}
@@ -246,11 +248,13 @@ impl<'a> Monitor<'a> {
                 container.child.control = None;
                 container.child.phase = Phase::Running;
                 container.started_at = Timestamp::now();
-                let at = container.started_at;
-                self.link.reply(asked, Reply::Started { at }, Vec::new());
+                self.container_started(index, asked);
             }
             (Said::Closed, Phase::Waiting) => container.child.control = None,
-            (Said::Closed | Said::Ready { .. } | Said::Made { .. } | Said::Done, _) => {
+            (
+                Said::Closed | Said::Ready { .. } | Said::Made { .. } | Said::Mounted | Said::Done,
+                _,
+            ) => {
                 container
                     .child
                     .fail(check("the process ended before it was ready"));
@@ -263,7 +267,8 @@ impl<'a> Monitor<'a> {
             return;
         };
         match child.listen() {
-            Said::Nothing | Said::Ready { .. } | Said::Made { .. } | Said::Done => {}
+            Said::Nothing | Said::Ready { .. } | Said::Made { .. } | Said::Mounted | Said::Done => {
+            }
             Said::Failed(fault) => child.fail(fault),
             Said::Closed => {
                 child.control = None;
@@ -307,7 +312,10 @@ impl<'a> Monitor<'a> {
                 self.link
                     .reply(asked, reply, terminal.into_iter().collect());
             }
-            (Said::Closed | Said::Ready { .. } | Said::Made { .. } | Said::Done, _) => {
+            (
+                Said::Closed | Said::Ready { .. } | Said::Made { .. } | Said::Mounted | Said::Done,
+                _,
+            ) => {
                 exec.child
                     .fail(check("the process ended before it was ready"));
             }
@@ -418,7 +426,7 @@ impl<'a> Monitor<'a> {
             exec.child.expire(now);
         }
         for helper in &mut self.helpers {
-            helper.child.expire(now);
+            helper.expire(now);
         }
         self.drop_strays();
         self.execs.retain(|exec| !exec.child.is_ended());

@@ -1,9 +1,9 @@
 //! What plugins answer to CreateContainer: checked for conflicts, shown to the next plugin, and made edits.
 
 use crate::base::edits::{
-    DeviceAccess, DeviceEdit, Edits, Hook, HookPoint, MemoryPolicy, MountEdit, NamespaceEdit,
-    Scheduler,
+    DeviceAccess, DeviceEdit, Edits, MemoryPolicy, MountEdit, NamespaceEdit, Scheduler,
 };
+use crate::base::hook::{Hook, HookPoint};
 use crate::nri::owners::{Conflict, Field, Owners};
 use crate::nri::proto::api;
 use crate::nri::{resources, view};

@@ -4,6 +4,7 @@
 //! monitor                                             child (cloned, one thread, own memory)
 //!   | spawn(): clone3 ------------------------------->  |  decodes the plan, joins, mounts, pivots, ...
 //!   |  <- Moved{pid} + pidfd, then one byte back ------- |  only with a user namespace and a PID namespace of its own
+//!   |  <- Mounted, then one byte back ----------------- |  only with hooks in the monitor's namespaces: see `hooks`
 //!   |  <- Ready{uid, gid, groups} (+ pty master) ------ |  over the control socket
 //!   | start(): one byte ----------------------------->  |  seccomp, execve
 //!   |  <- end of file: the exec happened -------------- |
@@ -193,6 +194,24 @@ pub(crate) fn clone_child(
     })
 }
 
+/// Clones a helper, which stays in all namespaces and cgroups of the caller.
+///
+/// # Errors
+/// As [`clone_child`].
+pub(crate) fn helper(
+    descriptors: &[BorrowedFd<'_>],
+    work: impl Fn(BorrowedFd<'_>) -> i32,
+) -> Result<Spawned, Fault> {
+    let of_caller = Preamble {
+        pid: NamespaceSource::Host,
+        user: NamespaceSource::Host,
+        cgroup: None,
+        terminal: false,
+    };
+    let work = |control: BorrowedFd<'_>, _joined| work(control);
+    clone_child(PidNamespace::Ours, &of_caller, descriptors, work)
+}
+
 fn open_directory(path: &Path) -> Result<OwnedFd, Fault> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     file::open(path, flags, Mode::empty()).context("cgroup", "open", path.display())
@@ -219,7 +238,7 @@ pub(crate) fn receive(control: BorrowedFd<'_>) -> std::io::Result<Received> {
     }
 }
 
-/// Lets a process that [`Received::Moved`] told of go on.
+/// Lets a process that [`Received::Moved`] told of, or that reported `Mounted`, go on.
 ///
 /// # Errors
 /// The number of `sendmsg(2)`; `EPIPE`: it has ended.

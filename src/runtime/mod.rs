@@ -7,6 +7,7 @@ pub(crate) mod cgroups;
 pub(crate) mod create;
 pub(crate) mod exec;
 pub(crate) mod external;
+pub(crate) mod hooks;
 mod init;
 pub(crate) mod plan;
 #[cfg(feature = "daemon")]
@@ -15,4 +16,5 @@ pub(crate) mod seccomp;
 pub(crate) mod signals;
 #[cfg(feature = "daemon")]
 pub(crate) mod spec;
+pub(crate) mod tree;
 pub(crate) mod userns;

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::runtime::external::Text;
+use crate::runtime::hooks::Hooks;
 
 /// A container's or the sandbox's plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +40,8 @@ pub(crate) struct Plan {
     pub(crate) declared_volumes: Vec<(PathBuf, String)>,
     /// The first process.
     pub(crate) process: ProcessPlan,
+    /// Absent: none.
+    pub(crate) hooks: Option<Box<Hooks>>,
 }
 
 /// What the monitor must know before it clones: the front of every encoded plan, all that it decodes of one.
@@ -475,6 +478,8 @@ pub(crate) enum Report {
         /// Supplementary groups.
         groups: Vec<u32>,
     },
+    /// Its mounts are made, and it waits until the hooks that run in the monitor's namespaces have run.
+    Mounted,
     /// It failed and exits now.
     Failed(Fault),
     /// The process that speaks goes on as this one, whose pidfd comes along, and ends itself.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""CDI devices and NRI plugins, seen from both ends: by crictl, and by a plugin made of the official stub.
+"""CDI devices, NRI plugins and OCI hooks, seen from both ends: by crictl, and by a plugin made of the official stub.
 
     run.py [--runtime NAME] [--only PATTERN]
 
@@ -20,6 +20,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "crictl")]
 from harness import options, runtimes  # noqa: E402
 from harness.report import Failure, Steps, expect, wait_for  # noqa: E402
+from hooks import hooks  # noqa: E402
 from walkthrough import written  # noqa: E402
 from world import IMAGE, LIFE, Plugin, World, plugin  # noqa: E402
 
@@ -159,7 +160,6 @@ def adjustments(w, steps):
         pod = w.pod()
         before = w.listed()
         for adjust, words in (
-                ({"hooks": {"prestart": [{"path": "/bin/hook"}]}}, ("hooks.prestart", "/bin/hook")),
                 ({"linux": {"net_devices": {"eth7": {"name": "x"}}}}, ("netDevices", "eth7")),
                 ({"linux": {"resources": {"rdt_class": {"value": "gold"}}}}, ("rdtClass", "gold")),
                 ({"linux": {"namespaces": [{"type": "network", "path": "/x"}]}}, ("namespaces[network]",)),
@@ -451,11 +451,11 @@ def installed(w, steps):
         w.remove(pod)
 
 
-CDI = {"cdiVersion": "0.6.0", "kind": "vendor.com/gpu", "containerEdits": {"env": ["VENDOR=here"]}, "devices": [
+CDI = {"cdiVersion": "0.7.0", "kind": "vendor.com/gpu", "containerEdits": {"env": ["VENDOR=here"]}, "devices": [
     {"name": "0", "containerEdits": {
         "env": ["GPU=0"], "deviceNodes": [{"path": "/dev/gpu0", "hostPath": "/dev/full", "permissions": "rw"}],
         "mounts": [{"hostPath": "/usr", "containerPath": "/gpu/usr", "options": ["ro", "rbind"]}]}},
-    {"name": "hooked", "containerEdits": {"hooks": [{"hookName": "createContainer", "path": "/bin/vendor-hook"}]}}]}
+    {"name": "cached", "containerEdits": {"intelRdt": {"closID": "gold"}}}]}
 
 
 def cdi(w, steps):
@@ -485,8 +485,8 @@ def cdi(w, steps):
                 "cdi.k8s.io/x": "vendor.com/nic=a,vendor.com/gpu=0"})
             expect(w.shell(container, "echo $NIC $GPU") == f"{number} 0", "environment")
     with steps.step("what cannot be done names the device and the file"):
-        error = fails("hooked", **ask("vendor.com/gpu=hooked"))
-        expect(all(word in error for word in ("vendor.com/gpu=hooked", "vendor.json", "createContainer", "/bin/vendor-hook")), error)
+        error = fails("cached", **ask("vendor.com/gpu=cached"))
+        expect(all(word in error for word in ("vendor.com/gpu=cached", "vendor.json", "intelRdt")), error)
         with open(os.path.join(directory, "bad.json"), "w") as f:
             f.write("{")
         expect("bad.json" in fails("bad", **ask("vendor.com/tpu=0")), "the broken file")
@@ -538,7 +538,7 @@ def with_runc(w, steps):
 
 def validator(w, steps):
     with steps.step("the built-in validator: plugins that must be there, what they may not adjust"):
-        w.s.runtime.extra = {"nri_validator": True, "nri_reject": ["namespaces", "seccomp-unconfined"],
+        w.s.runtime.extra = {"nri_validator": True, "nri_reject": ["hooks", "namespaces", "seccomp-unconfined"],
                              "nri_required_plugins": ["test"], "nri_tolerate_missing_annotation": "may.miss"}
         try:
             w.s.runtime.kill(signal.SIGTERM)
@@ -546,7 +546,8 @@ def validator(w, steps):
             pod = w.pod()
             error = w.c.fails("create", pod, w.config("alone"), w.any)
             expect("plugin test is required" in error, error)
-            for adjust, words in (({"linux": {"namespaces": [{"type": "pid"}]}}, ("namespaces", "pid", "10-test")),
+            for adjust, words in (({"hooks": {"poststop": [{"path": "/bin/true"}]}}, ("hooks", "10-test")),
+                                  ({"linux": {"namespaces": [{"type": "pid"}]}}, ("namespaces", "pid", "10-test")),
                                   ({"linux": {"seccomp_policy": {"default_action": "SCMP_ACT_ALLOW"}}}, ("seccomp", "10-test"))):
                 with plugin(w, script={"CreateContainer": {"adjust": adjust}}):
                     error = w.c.fails("create", pod, w.config("bold"), w.any)
@@ -560,7 +561,7 @@ def validator(w, steps):
             w.s.runtime.start()
 
 
-PARTS = (cdi, life, adjustments, failures, troubles, changes, with_runc, validator, restart, installed, under_load)
+PARTS = (cdi, life, adjustments, hooks, failures, troubles, changes, with_runc, validator, restart, installed, under_load)
 
 
 def main():

@@ -2,6 +2,7 @@
 //! error of theirs becomes an [`EngineError`] here, with what was tried.
 
 mod external;
+mod hooks;
 mod images;
 mod monitors;
 mod network;
@@ -48,6 +49,8 @@ pub(crate) struct Lower {
     no_user_namespaces: Option<String>,
     /// Directories of CDI files, the last one wins.
     pub(crate) cdi_spec_dirs: Vec<PathBuf>,
+    /// Directories of hooks, the last one wins.
+    hooks_dirs: Vec<PathBuf>,
     cgroup_root: String,
 }
 
@@ -121,6 +124,7 @@ impl Lower {
             max_log_line: config.max_log_line,
             no_user_namespaces,
             cdi_spec_dirs: config.cdi_spec_dirs.clone(),
+            hooks_dirs: config.hooks_dirs.clone(),
             cgroup_root: config.cgroup_root.clone(),
         })
     }

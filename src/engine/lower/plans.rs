@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use crate::base::container::ContainerConfig;
 use crate::base::edits::Edits;
 use crate::base::error::{HasKind as _, Kind};
 use crate::base::security::NamespaceMode;
@@ -10,12 +9,13 @@ use crate::engine::container::Container;
 use crate::engine::core::{Core, give, make_directory};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::lower::external::{self, Order};
+use crate::engine::lower::hooks;
 use crate::engine::lower::{Held, Lower};
 use crate::engine::pod::Pod;
 use crate::engine::state::ContainerPhase;
 use crate::runtime::cgroups::CgroupDirs;
 use crate::runtime::plan::{ExecPlan, Plan, Preamble};
-use crate::runtime::spec::{self, Built, ContainerInput, SandboxInput, cdi, prepare};
+use crate::runtime::spec::{self, Built, ContainerInput, SandboxInput, cdi, hooks_dir, prepare};
 use crate::store::{Durability, write_atomic};
 
 /// How a container's process is to be; nothing of it exists yet.
@@ -118,13 +118,14 @@ impl Lower {
             core.container_directory(container.id),
         );
         let edits = self
-            .edits(config, plugins)
+            .edits(container, held, plugins)
             .map_err(EngineError::step(failed()))?;
         let volumes = held.volumes.iter();
         let image_volumes: Vec<_> = volumes
             .map(|volume| (volume.mount, volume.layers.clone()))
             .collect();
         let input = ContainerInput {
+            id: container.id,
             pod_id: pod.id,
             pod: &pod.config,
             pod_directory: &files,
@@ -154,12 +155,15 @@ impl Lower {
         Ok(Design(built))
     }
 
-    /// What CDI devices and plugins change, in this order: a plugin sees what the devices ask for, and has the last word.
+    /// What CDI devices, files of hooks and plugins change, in this order: a plugin sees what the others ask for, and has the
+    /// last word.
     fn edits(
         &self,
-        config: &ContainerConfig,
+        container: &Container,
+        held: &Held,
         plugins: &[Edits],
     ) -> std::result::Result<Vec<Edits>, spec::SpecError> {
+        let config = &container.config;
         let mut asked = config.cdi_devices.clone();
         asked.extend(plugins.iter().flat_map(|edits| edits.cdi_devices.clone()));
         let names = cdi::names(&asked, &config.annotations)?;
@@ -167,6 +171,18 @@ impl Lower {
             true => vec![],
             false => cdi::resolve(&names, &cdi::Files::load(&self.cdi_spec_dirs))?,
         };
+        if !self.hooks_dirs.is_empty() {
+            let given = spec::process::args(config, &held.image.config)?;
+            let args = plugins.iter().rfind(|edits| !edits.args.is_empty());
+            let args = args.map_or(&given, |edits| &edits.args);
+            let seen = hooks_dir::Container {
+                annotations: &config.annotations,
+                pod_annotations: &container.pod.config.annotations,
+                command: args.first().map(String::as_str).unwrap_or_default(),
+                has_bind_mounts: !config.mounts.is_empty(),
+            };
+            edits.extend(hooks_dir::matching(&self.hooks_dirs, seen)?);
+        }
         edits.extend_from_slice(plugins);
         spec::edit::check_sources(&edits)?;
         Ok(edits)
@@ -198,6 +214,7 @@ impl Lower {
             .map_err(|error| EngineError::io("encode the plan")(std::io::Error::other(error)))?;
         write(&files.join(format!("{}.plan", container.id)), &plan)?;
         let order = external::order(core, container, &built)?;
+        hooks::furnish(container, &built)?;
         self.cgroups
             .create(&path, &built.resources, &built.device_rules)
             .map_err(EngineError::step(format!("make cgroup {path}")))?;
@@ -261,7 +278,11 @@ fn write(path: &Path, content: &[u8]) -> Result<()> {
     Ok(write_atomic(path, content, 0o600, Durability::Process)?)
 }
 
-fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+/// Writes a value as JSON, for root alone.
+///
+/// # Errors
+/// [`EngineError::Step`], [`EngineError::Store`].
+pub(super) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_vec(value)
         .map_err(|error| EngineError::io("encode the OCI spec")(error.into()))?;
     write(path, &text)

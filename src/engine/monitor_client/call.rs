@@ -94,6 +94,7 @@ impl MonitorClient {
             memory_cgroup: new.memory_cgroup,
             kill_cgroup: new.kill_cgroup,
             target,
+            hooks: plan.hooks.is_some(),
         };
         let descriptors = vec![sealed(plan.encode())?];
         self.created(call, descriptors).await
@@ -139,6 +140,17 @@ impl MonitorClient {
             bundle,
         };
         self.done("clean", call, Vec::new(), END).await.map(drop)
+    }
+
+    /// Runs the poststop hooks of a container that is gone; `plan` is its encoded plan.
+    ///
+    /// # Errors
+    /// [`MonitorError::Refused`]: all have run, these failed; or another.
+    pub(crate) async fn poststop(&self, id: ContainerId, plan: Vec<u8>) -> Result<()> {
+        let descriptors = vec![sealed(Ok(plan))?];
+        let call = Call::Poststop { id };
+        let done = self.done("poststop", call, descriptors, SETUP);
+        done.await.map(drop)
     }
 
     async fn created(&self, call: Call, descriptors: Vec<OwnedFd>) -> Result<Created> {

@@ -178,6 +178,7 @@ impl Pod {
             masked_paths: vec![],
             readonly_paths: vec![],
             declared_volumes: vec![],
+            hooks: None,
             process,
         }
     }
@@ -308,6 +309,7 @@ fn sandbox_plan() -> Plan {
         masked_paths: vec![],
         readonly_paths: vec![],
         declared_volumes: vec![],
+        hooks: None,
         process: process(&[]),
     }
 }

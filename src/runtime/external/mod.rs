@@ -14,18 +14,16 @@
 //! The helper's memory and mounts go with it; the host's mount table never shows them. When the monitor dies, helper and
 //! runtime die too (`PR_SET_PDEATHSIG`). What the runtime's log tells is the error.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::base::handler::OciRuntime;
-use crate::runtime::create::{CreateRequest, PidNamespace, Spawned, clone_child};
+use crate::runtime::create::{CreateRequest, Spawned, helper};
 use crate::runtime::exec::ExecRequest;
 use crate::runtime::init;
-use crate::runtime::plan::{
-    Fault, MountPlan, MountPropagation, MountSource, NamespaceSource, Preamble,
-};
+use crate::runtime::plan::{Fault, MountPlan, MountPropagation, MountSource};
 
 /// JSON with a gap, where the helper puts the OCI spec's `user`: it looks the user up in the image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,28 +76,6 @@ pub(crate) fn staged(index: usize, mount: &MountPlan) -> Option<String> {
         MountSource::Filesystem { .. } | MountSource::CgroupV1(_) => false,
     };
     by_helper.then(|| format!("mount-{index}"))
-}
-
-/// A helper stays in all of the monitor's namespaces and cgroups.
-fn of_monitor() -> Preamble {
-    Preamble {
-        pid: NamespaceSource::Host,
-        user: NamespaceSource::Host,
-        cgroup: None,
-        terminal: false,
-    }
-}
-
-fn helper(
-    descriptors: &[BorrowedFd<'_>],
-    work: impl Fn(BorrowedFd<'_>) -> i32,
-) -> Result<Spawned, Fault> {
-    clone_child(
-        PidNamespace::Ours,
-        &of_monitor(),
-        descriptors,
-        |control, _| work(control),
-    )
 }
 
 /// Clones a helper that makes a container; `request.plan` is a plan followed by its [`Text`].

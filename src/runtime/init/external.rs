@@ -19,8 +19,9 @@ use super::user::{self, User};
 use super::{MAX_PLAN, Step, copy, mounts, open_host, rootfs, take_pod_shm};
 
 const STAGE: &str = "runtime";
-/// Where runtimes look for programs of their own.
-const PATH: &std::ffi::CStr = c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Where runtimes and hooks look for programs of their own.
+pub(super) const PATH: &std::ffi::CStr =
+    c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Most bytes of a log that are looked at.
 const MAX_LOG: usize = 256 * 1024;
 /// Most bytes of a message that are told.
@@ -86,7 +87,7 @@ pub(in crate::runtime) fn run(
     tell(work(), control)
 }
 
-fn tell(outcome: Outcome, control: BorrowedFd<'_>) -> i32 {
+pub(super) fn tell(outcome: Outcome, control: BorrowedFd<'_>) -> i32 {
     let (report, descriptor) = outcome.unwrap_or_else(|fault| (Report::Failed(fault), None));
     let descriptors: Vec<BorrowedFd<'_>> = descriptor.iter().map(OwnedFd::as_fd).collect();
     if let Ok(packet) = postcard::to_allocvec(&report) {
@@ -96,7 +97,7 @@ fn tell(outcome: Outcome, control: BorrowedFd<'_>) -> i32 {
     0
 }
 
-fn begin(monitor: u32, stdio: [BorrowedFd<'_>; 3]) -> Step {
+pub(super) fn begin(monitor: u32, stdio: [BorrowedFd<'_>; 3]) -> Step {
     process::die_with_parent(monitor).context(STAGE, "prctl", "PR_SET_PDEATHSIG")?;
     fd::set_standard(stdio).context("stdio", "dup2", "standard streams")?;
     file::set_umask(0o022);

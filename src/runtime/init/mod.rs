@@ -16,6 +16,9 @@
 //! seccomp, exec
 //! ```
 //!
+//! With hooks the root is attached at the bundle's `rootfs` instead, mounts and devices come before the pivot, and between
+//! them run the hooks that want to see both the node's files and the container's (`runtime::hooks`).
+//!
 //! In a pod with a user namespace the first part is done by the node's root, in a mount namespace for that alone: layers and
 //! volumes are mapped, devices copied. Then the process enters the user namespace, becomes its root, goes on as a sibling
 //! where it is to be the first of a PID namespace, and only now makes the new namespaces, which are the pod's own. procfs and
@@ -23,6 +26,7 @@
 mod copy;
 mod devices;
 pub(in crate::runtime) mod external;
+pub(in crate::runtime) mod hooks;
 mod join;
 mod masks;
 mod mounts;
@@ -186,8 +190,19 @@ impl Inside {
         self.host.mount_kernel_filesystems(plan)?;
         let root = self.root.take();
         let root = root.ok_or_else(|| Fault::check("rootfs", "check", "none was made"))?;
-        let mut root = rootfs::enter(root, &plan.rootfs, &plan.masked_paths)?;
-        let terminal = furnish(plan, self.host, &mut root)?;
+        let mut root = match &plan.hooks {
+            None => rootfs::enter(root, &plan.rootfs, &plan.masked_paths)?,
+            Some(hooks) => rootfs::show(root, plan, hooks)?,
+        };
+        mounts::attach_all(plan, &mut self.host, root.fd.as_fd())?;
+        devices::make(plan, root.fd.as_fd(), self.host.devices)?;
+        if let Some(hooks) = &plan.hooks {
+            if !hooks::before_pivot(hooks, root.fd.as_fd(), control)? {
+                return Ok(process::Abandoned);
+            }
+            rootfs::pivot(root.fd.as_fd())?;
+        }
+        let terminal = furnish(plan, &mut root)?;
         let user = user::look_up(root.fd.as_fd(), &plan.process.user)?;
         let cwd = process::open_cwd(root.fd.as_fd(), &plan.process.cwd, process::Cwd::Make)?;
         rootfs::seal(plan, &root)?;
@@ -199,19 +214,14 @@ impl Inside {
             terminal,
             proc: proc.0,
             tuned: self.owned,
+            hooks: plan.hooks.as_deref(),
         }
         .run()
     }
 }
 
-/// Mounts and nodes below the new root; the terminal, if the process has one.
-fn furnish(
-    plan: &Plan,
-    mut host: mounts::Host,
-    root: &mut rootfs::Root,
-) -> Result<Option<crate::sys::pty::Pty>, Fault> {
-    mounts::attach_all(plan, &mut host, root.fd.as_fd())?;
-    devices::make(plan, root.fd.as_fd(), host.devices)?;
+/// What lies over mounts and nodes below the new root; the terminal, if the process has one.
+fn furnish(plan: &Plan, root: &mut rootfs::Root) -> Result<Option<crate::sys::pty::Pty>, Fault> {
     let terminal = if plan.process.terminal {
         let pty = process::open_terminal(root.fd.as_fd())?;
         devices::bind_console(root.fd.as_fd(), pty.slave.as_fd())?;
@@ -264,6 +274,7 @@ fn follow_exec(
         terminal,
         proc: proc.0,
         tuned: plan.user_namespace.is_some(),
+        hooks: None,
     }
     .run()
 }

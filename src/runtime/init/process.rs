@@ -5,6 +5,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use crate::runtime::hooks::Hooks;
 use crate::runtime::plan::{Context, Fault, Plan, ProcessPlan, Report, Tuning};
 use crate::sys::credentials::{self, CAP_SYS_ADMIN};
 use crate::sys::exec::Image;
@@ -12,8 +13,8 @@ use crate::sys::file::{self, FileType, Make, Mode, OFlags, Uid};
 use crate::sys::pty::{self, Pty};
 use crate::sys::{fd, scheduling, signal, socket};
 
-use super::Step;
 use super::user::User;
+use super::{Step, hooks};
 
 /// The monitor went away before the start: nobody is left to tell.
 pub(super) struct Abandoned;
@@ -95,6 +96,8 @@ pub(super) struct Ending<'a> {
     pub(super) proc: Option<OwnedFd>,
     /// [`limit_and_tune`] was done.
     pub(super) tuned: bool,
+    /// Hooks of the container, if it has any.
+    pub(super) hooks: Option<&'a Hooks>,
 }
 
 impl Ending<'_> {
@@ -118,17 +121,22 @@ impl Ending<'_> {
             return Ok(Abandoned);
         }
         signal::reset_all();
-        if let Some(filter) = &plan.seccomp {
-            let count = filter.instructions.len();
-            credentials::set_seccomp(&filter.instructions, filter.flags).context(
-                "seccomp",
-                "seccomp",
-                format_args!("{count} instructions, flags {:#x}", filter.flags),
-            )?;
+        let confine = || -> Step {
+            if let Some(filter) = &plan.seccomp {
+                let count = filter.instructions.len();
+                credentials::set_seccomp(&filter.instructions, filter.flags).context(
+                    "seccomp",
+                    "seccomp",
+                    format_args!("{count} instructions, flags {:#x}", filter.flags),
+                )?;
+            }
+            last.as_ref().map_or(Ok(()), Capabilities::apply)
+        };
+        if let Some(hooks) = self.hooks {
+            // Each is confined as the program will be: this process could not clone any more once it is.
+            hooks::before_exec(hooks, image.environment(), &confine)?;
         }
-        if let Some(capabilities) = last {
-            capabilities.apply()?;
-        }
+        confine()?;
         let never = search(plan, &image)?;
         match never {}
     }

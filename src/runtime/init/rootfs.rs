@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::runtime::hooks::Hooks;
 use crate::runtime::plan::{Context, Fault, MountPropagation, MountSource, Plan, Rootfs};
 use crate::runtime::userns;
 use crate::sys::mount::{self, Change, Filesystem, attribute, propagation};
@@ -98,6 +99,18 @@ pub(super) fn enter(fd: OwnedFd, rootfs: &Rootfs, masked: &[String]) -> Result<R
     Ok(Root { fd, masks })
 }
 
+/// Attaches the root that [`build`] made where hooks look for it, to be moved into by [`pivot`].
+pub(super) fn show(fd: OwnedFd, plan: &Plan, hooks: &Hooks) -> Result<Root, Fault> {
+    let masks = Masks::prepare(&plan.masked_paths)?;
+    let place = super::hooks::mount_point(hooks)?;
+    let shown = hooks.bundle.display();
+    mount::attach(fd.as_fd(), place.as_fd()).context(STAGE, "move_mount", shown)?;
+    if matches!(plan.rootfs, Rootfs::Overlay { upper: None, .. }) {
+        make_readonly(fd.as_fd(), false)?;
+    }
+    Ok(Root { fd, masks })
+}
+
 /// A detached, private copy of a directory as a mount.
 pub(super) fn directory(path: &Path) -> Result<OwnedFd, Fault> {
     let source = open_host(path, STAGE)?;
@@ -111,6 +124,11 @@ pub(super) fn directory(path: &Path) -> Result<OwnedFd, Fault> {
 /// Attaches `root` over the old root and pivots into it.
 pub(super) fn pivot_into(root: BorrowedFd<'_>) -> Step {
     attach_at_top(root)?;
+    pivot(root)
+}
+
+/// Pivots into `root`, which is attached.
+pub(super) fn pivot(root: BorrowedFd<'_>) -> Step {
     mount::pivot(root).map_err(|(call, error)| Fault::call(STAGE, call, "/", &error))
 }
 

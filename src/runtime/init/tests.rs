@@ -1,5 +1,6 @@
 //! Plans become processes for real: as root, in namespaces of their own, from a directory with busybox.
 
+mod hooks;
 mod mounts;
 mod processes;
 mod userns;
@@ -188,6 +189,7 @@ fn plan(image: &Image, script: &str) -> Plan {
         masked_paths: Vec::new(),
         readonly_paths: Vec::new(),
         declared_volumes: Vec::new(),
+        hooks: None,
         process: process(script),
     }
 }

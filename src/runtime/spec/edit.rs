@@ -3,9 +3,7 @@
 use std::path::Path;
 
 use crate::base::container::{Mount, Resources};
-use crate::base::edits::{
-    DeviceAccess, DeviceEdit, Edits, Hook, MemoryPolicy, MountEdit, NamespaceEdit,
-};
+use crate::base::edits::{DeviceAccess, DeviceEdit, Edits, MemoryPolicy, MountEdit, NamespaceEdit};
 use crate::runtime::cgroups::devices::{DeviceKind, DeviceRule};
 use crate::runtime::plan::{
     DeviceNode, MemoryPolicyPlan, MountAttributes, MountPlan, MountPropagation, MountSource,
@@ -115,14 +113,11 @@ pub(crate) fn plan(
     Ok(())
 }
 
-/// What cannot be done: hooks by berth itself, some priorities by an OCI runtime.
+/// What cannot be done: some priorities by an OCI runtime.
 fn refuse(edits: &Edits, external: bool) -> Result<()> {
-    let by_berth = edits.hooks.first().filter(|_| !external);
     let flags = edits.scheduler.filter(|wanted| wanted.flags != 0);
     let (field, value) = if let Some((field, value)) = edits.impossible.first() {
         (field.clone(), value.clone())
-    } else if let Some(hook) = by_berth {
-        (format!("hooks.{}", hook.point.name()), hook.path.clone())
     } else if let Some(policy) = edits.memory_policy.as_ref().filter(|_| external) {
         ("memoryPolicy".to_owned(), policy.nodes.clone())
     } else if let Some(wanted) = flags.filter(|_| external) {
@@ -135,11 +130,6 @@ fn refuse(edits: &Edits, external: bool) -> Result<()> {
         value,
         "leave it out",
     ))
-}
-
-/// Hooks for an OCI runtime, in order.
-pub(crate) fn hooks(all: &[Edits]) -> Vec<Hook> {
-    all.iter().flat_map(|edits| edits.hooks.clone()).collect()
 }
 
 fn process_of(plan: &mut Plan, edits: &Edits) -> Result<()> {

@@ -17,6 +17,8 @@ pub(crate) mod cdi;
 pub(crate) mod devices;
 pub(crate) mod edit;
 pub(crate) mod error;
+pub(crate) mod hooks;
+pub(crate) mod hooks_dir;
 pub(crate) mod host;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
@@ -63,6 +65,8 @@ const SANDBOX_OOM_SCORE: i64 = -998;
 /// What a container's plan is made of.
 #[derive(Debug)]
 pub(crate) struct ContainerInput<'a> {
+    /// Its id.
+    pub(crate) id: ContainerId,
     /// Its pod.
     pub(crate) pod_id: PodId,
     /// The pod's config.
@@ -170,18 +174,23 @@ pub(crate) fn container(input: &ContainerInput<'_>, host: &HostFacts) -> Result<
         readonly_paths,
         declared_volumes: mounts.declared_volumes,
         process,
+        hooks: None,
     };
     let external = input.handler.runtime.is_some();
     edit::plan(&mut plan, &mut device_rules, input.edits, external, host)?;
     let mut annotations = oci::container_annotations(input);
     edit::annotations(input.edits, &mut annotations);
+    let hooks = hooks::of(input.edits)?;
+    if !external {
+        plan.hooks = hooks::plan(&hooks, input.id, input.pod_directory, &annotations);
+    }
     let extras = oci::Extras {
         cgroup_path: input.cgroup_path,
         resources: &resources,
         device_rules: &device_rules,
         seccomp: seccomp.as_deref(),
         annotations,
-        hooks: edit::hooks(input.edits),
+        hooks,
     };
     Ok(Built {
         spec: oci::describe(&plan, extras),
@@ -345,6 +354,7 @@ pub(crate) fn sandbox(input: &SandboxInput<'_>, host: &HostFacts) -> Result<Buil
         readonly_paths: vec![],
         declared_volumes: vec![],
         process,
+        hooks: None,
     };
     let device_rules = devices::of_sandbox();
     let extras = oci::Extras {

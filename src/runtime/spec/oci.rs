@@ -7,8 +7,8 @@ use std::str::FromStr as _;
 use oci_spec::runtime as oci;
 
 use crate::base::container::Resources;
-use crate::base::edits::{Hook, HookPoint};
 use crate::base::handler::passed;
+use crate::base::hook::{Hook, HookPoint};
 use crate::runtime::capabilities;
 use crate::runtime::cgroups::devices::{DeviceKind, DeviceRule};
 use crate::runtime::plan::{
@@ -19,7 +19,7 @@ use crate::runtime::seccomp::Compiled;
 use crate::runtime::spec::{ContainerInput, SandboxInput};
 
 /// Version of the OCI runtime spec.
-const VERSION: &str = "1.2.1";
+pub(crate) const VERSION: &str = "1.2.1";
 
 /// What a spec says that a plan does not.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub(crate) struct Extras<'a> {
     pub(crate) seccomp: Option<&'a Compiled>,
     /// Annotations.
     pub(crate) annotations: HashMap<String, String>,
-    /// Hooks: an OCI runtime runs them.
+    /// Hooks.
     pub(crate) hooks: Vec<Hook>,
 }
 

@@ -99,6 +99,7 @@ impl World {
 
     fn build(&self) -> Result<Built> {
         let input = ContainerInput {
+            id: id("c"),
             pod_id: "b".repeat(64).parse().unwrap(),
             pod: &self.pod,
             pod_directory: Path::new("/run/pods/b"),

@@ -49,7 +49,7 @@ fn owned(mut plan: Plan, source: NamespaceSource) -> Plan {
     plan
 }
 
-fn member(image: &Image, script: &str) -> Plan {
+pub(super) fn member(image: &Image, script: &str) -> Plan {
     let mut member = plan(image, script);
     member.namespaces.network = NamespaceSource::Pod;
     member.namespaces.ipc = NamespaceSource::Pod;
@@ -63,7 +63,7 @@ fn member(image: &Image, script: &str) -> Plan {
 }
 
 /// Runs `work` in a pod whose pause runs.
-fn in_pod(image: &Image, work: impl FnOnce(&Pod<'_>)) {
+pub(super) fn in_pod(image: &Image, work: impl FnOnce(&Pod<'_>)) {
     let before = host_mounts();
     in_forked_child(|| {
         let made = namespaces();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::base::edits::HookPoint;
+use crate::base::hook::HookPoint;
 
 /// Versions of the format, oldest first.
 const VERSIONS: [(u32, u32); 10] = [

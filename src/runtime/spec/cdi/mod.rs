@@ -20,7 +20,8 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::base::edits::{DeviceEdit, Edits, Hook, HookPoint, MountEdit};
+use crate::base::edits::{DeviceEdit, Edits, MountEdit};
+use crate::base::hook::{Hook, HookPoint};
 use crate::runtime::spec::cdi::file::{ContainerEdits, DeviceNode, Spec};
 use crate::runtime::spec::error::{Result, SpecError};
 

@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::base::edits::{
-    DeviceAccess, DeviceEdit, Edits, Hook, HookPoint, MemoryPolicy, MountEdit, NamespaceEdit,
-    Scheduler,
+    DeviceAccess, DeviceEdit, Edits, MemoryPolicy, MountEdit, NamespaceEdit, Scheduler,
 };
+use crate::base::hook::{Hook, HookPoint};
 use crate::runtime::plan::NamespaceSource;
 
 fn edited(change: impl FnOnce(&mut Edits)) -> Result<Built> {
@@ -237,15 +237,10 @@ fn edits_of_namespaces_sysctls_and_priorities() {
             });
         }),
         refusal(|e| e.impossible = vec![("netDevices".to_owned(), "eth1".to_owned())]),
-        refusal(|e| {
-            e.hooks = vec![Hook {
-                point: HookPoint::CreateContainer,
-                path: "/bin/hook".to_owned(),
-                args: vec![],
-                env: vec![],
-                timeout: None,
-            }];
-        }),
+        refusal(|e| e.hooks = vec![hook(|hook| hook.path = "bin/hook".to_owned())]),
+        refusal(|e| e.hooks = vec![hook(|hook| hook.env = vec!["A".to_owned()])]),
+        refusal(|e| e.hooks = vec![hook(|hook| hook.args = vec!["a\0".to_owned()])]),
+        refusal(|e| e.hooks = vec![hook(|hook| hook.timeout = Some(0))]),
     ] {
         assert!(error.starts_with("NRI plugin 10-x: "), "{error}");
     }
@@ -276,6 +271,50 @@ fn the_later_edit_wins() {
     assert!(built.unwrap().plan.process.env.contains(&b"A=2".to_vec()));
 }
 
+fn hook(change: impl FnOnce(&mut Hook)) -> Hook {
+    let mut made = Hook {
+        point: HookPoint::CreateContainer,
+        path: "/bin/hook".to_owned(),
+        args: vec![],
+        env: vec![],
+        timeout: None,
+    };
+    change(&mut made);
+    made
+}
+
+#[test]
+fn hooks_come_with_a_bundle_and_a_state() {
+    let built = edited(|edits| {
+        edits.annotations = vec![("a".to_owned(), some("say \"x\""))];
+        edits.hooks = vec![
+            hook(|hook| hook.timeout = Some(3)),
+            hook(|hook| hook.point = HookPoint::Poststop),
+        ];
+    });
+    let built = built.unwrap();
+    let hooks = built.plan.hooks.unwrap();
+    let bundle = format!("/run/pods/b/{}", id("c"));
+    assert_eq!(hooks.bundle, Path::new(&bundle));
+    assert_eq!(hooks.all.len(), 2);
+    let state: serde_json::Value = serde_json::from_str(&hooks.state("creating", Some(1))).unwrap();
+    assert_eq!(state["id"], id("c").to_string());
+    assert_eq!(
+        (&state["status"], &state["pid"]),
+        (&"creating".into(), &1.into())
+    );
+    assert_eq!(state["bundle"], *bundle);
+    assert_eq!(state["annotations"]["a"], "say \"x\"");
+    assert_eq!(
+        state["annotations"]["io.kubernetes.cri.container-type"],
+        "container"
+    );
+    let spec = serde_json::to_value(built.spec).unwrap();
+    assert_eq!(spec["root"]["path"], "rootfs");
+    assert_eq!(spec["hooks"]["createContainer"][0]["timeout"], 3);
+    assert!(edited(|_| {}).unwrap().plan.hooks.is_none());
+}
+
 #[test]
 fn an_oci_runtime_gets_hooks_and_priorities() {
     let hook = |point| Hook {
@@ -302,6 +341,7 @@ fn an_oci_runtime_gets_hooks_and_priorities() {
         })
         .build()
     };
+    assert!(built(|_| {}).unwrap().plan.hooks.is_none());
     let made = built(|edits| {
         edits.io_priority = Some((2, 7));
         edits.scheduler = Some(Scheduler {

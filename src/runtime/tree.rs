@@ -53,7 +53,7 @@ fn stop(pidfd: &OwnedFd) {
 }
 
 /// Children of all threads of `pid`; where the kernel has no such list, all of /proc is searched.
-fn children(pid: u32) -> Vec<u32> {
+pub(crate) fn children(pid: u32) -> Vec<u32> {
     let mut out = Vec::new();
     let mut listed = false;
     let threads = fs::read_dir(format!("/proc/{pid}/task"));
