@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
+use crate::base::error::chain;
 use crate::engine::Engine;
-use crate::engine::core::{blocking, remove_directory};
+use crate::engine::core::{blocking, blocking_step, remove_directory};
 use crate::engine::error::{CleanUp, EngineError, Result};
 use crate::engine::exits::Ended;
 use crate::engine::pod::Pod;
@@ -68,6 +69,9 @@ impl Engine {
             true => PodInput::Stopped,
             false => PodInput::StopFailed,
         };
+        if input == PodInput::Stopped {
+            self.leave_pause_cgroup(pod).await;
+        }
         let moved = core.pod_input(pod, input, |inner| {
             if input == PodInput::Stopped {
                 Arc::make_mut(&mut inner.status).ips = vec![];
@@ -77,6 +81,17 @@ impl Engine {
             clean_up.note("record", core.record_pod(pod).await);
         }
         clean_up.finish("pod sandbox", pod.id)
+    }
+
+    /// Removes the cgroup of pause, which has ended, as those of containers are; what stays goes with the pod.
+    async fn leave_pause_cgroup(&self, pod: &Arc<Pod>) {
+        let (cgroups, path) = (self.core().lower.cgroups.clone(), pod.pause_cgroup());
+        let removed = blocking_step("remove the cgroup of an ended pause", move || {
+            cgroups.remove(&path)
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!(pod.id = %pod.id, error = %chain(&error), "a cgroup stays");
+        }
     }
 
     /// Tells the plugins that the containers have ended, then that the pod has. If there are any, the containers die

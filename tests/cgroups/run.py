@@ -20,6 +20,7 @@ from walkthrough import Crictl, written  # noqa: E402
 IMAGE = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
 TOP = "/sys/fs/cgroup"
 V2 = os.path.exists(TOP + "/cgroup.controllers")
+LIMIT = "memory.max" if V2 else "memory/memory.limit_in_bytes"
 MIB = 1 << 20
 
 RESOURCES = {
@@ -122,22 +123,21 @@ def limits(steps, c, pod):
             compare(read, {"cpu/cpu.cfs_quota_us": "-1"})
 
 
+def gone(read):
+    try:
+        read(LIMIT)
+    except FileNotFoundError:
+        return True
+    return False
+
+
 def ends(steps, c, pod):
     with steps.step("the cgroup goes when the container ends, the container stays"):
         container, pid = pod.run("short", linux={})
         read = cgroup_files(pid)
-        name = "memory.max" if V2 else "memory/memory.limit_in_bytes"
-        expect(read(name), name)
-
-        def gone():
-            try:
-                read(name)
-            except FileNotFoundError:
-                return True
-            return False
-
+        expect(read(LIMIT), LIMIT)
         c("stop", "--timeout", "0", container)
-        wait_for("its cgroup to go", gone, 10 * pod.s.factor)
+        wait_for("its cgroup to go", lambda: gone(read), 10 * pod.s.factor)
         status = c.json("inspect", container)["status"]
         expect(status["state"] == "CONTAINER_EXITED" and status["exitCode"] == 137, str(status)[:300])
         c("stats", container)
@@ -175,6 +175,11 @@ def main():
         limits(steps, c, pod)
         ends(steps, c, pod)
         devices(steps, c, pod)
+        with steps.step("the pod's own cgroup goes when it is stopped"):
+            read = cgroup_files(c.json("inspectp", pod.id)["info"]["pid"])
+            expect(read(LIMIT), LIMIT)
+            c("stopp", pod.id)
+            wait_for("its cgroup to go", lambda: gone(read), 10 * s.factor)
         with steps.step("remove"):
             c("rmp", "--force", pod.id)
     sys.exit(steps.finish())
