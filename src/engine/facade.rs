@@ -49,7 +49,7 @@ pub(crate) struct PodFigures {
     pub(crate) cgroup_path: String,
     /// It has one of its own.
     pub(crate) own_cgroup: bool,
-    /// From the pod's parent cgroup where it has one of its own, else summed.
+    /// From the pod's parent cgroup where it has one of its own, else summed; in [`Metrics`] only the time then.
     pub(crate) cgroup: CgroupStats,
     /// CPU rate as above.
     pub(crate) usage_nano_cores: Option<u64>,

@@ -217,14 +217,16 @@ fn pod_figures(core: &Core, pod: &Pod, scope: Scope, shared: bool) -> PodFigures
         true => pod.pause_cgroup(),
         false => pod.cgroup_parent.clone(),
     };
-    let own_scope = match scope {
-        Scope::Everything => Scope::Pod,
-        _ => scope,
-    };
-    let own = core.lower.cgroups.stats(&cgroup_path, own_scope);
-    let cgroup = match shared {
-        true => sum(own, containers.iter().map(|figures| &figures.cgroup)),
-        false => own,
+    let read = |scope| core.lower.cgroups.stats(&cgroup_path, scope);
+    let cgroup = match (scope, shared) {
+        // Metrics tell of a pod's cgroup only where it has one.
+        (Scope::Everything, true) => CgroupStats {
+            timestamp: Timestamp::now(),
+            ..CgroupStats::default()
+        },
+        (Scope::Everything, false) => read(Scope::Pod),
+        (_, true) => sum(read(scope), containers.iter().map(|figures| &figures.cgroup)),
+        (_, false) => read(scope),
     };
     let (usage_nano_cores, pid) = {
         let mut inner = pod.lock();

@@ -83,6 +83,7 @@ pub(crate) fn spawn(request: CreateRequest<'_>) -> Result<Spawned, Fault> {
         let what = "the pod's is not given";
         return Err(Fault::check("clone", "user namespace", what));
     }
+    let opened;
     let pid = match &preamble.pid {
         NamespaceSource::Host => PidNamespace::Ours,
         // The child makes it itself, inside the user namespace.
@@ -90,6 +91,10 @@ pub(crate) fn spawn(request: CreateRequest<'_>) -> Result<Spawned, Fault> {
         NamespaceSource::New => PidNamespace::New,
         NamespaceSource::Pod => PidNamespace::Of(needed(request.pause, "the pod's pause")?),
         NamespaceSource::Container(id) => PidNamespace::Of(needed(request.target, id)?),
+        NamespaceSource::Path(path) => {
+            opened = std::fs::File::open(path).context("clone", "open", path.display())?;
+            PidNamespace::Of(opened.as_fd())
+        }
         NamespaceSource::Passed => {
             return Err(Fault::check("clone", "pid namespace", "cannot be passed"));
         }
@@ -133,7 +138,7 @@ pub(crate) enum PidNamespace<'a> {
     Ours,
     /// A new one.
     New,
-    /// That of the process behind this pidfd.
+    /// That of the process behind this pidfd, or the one that this file is.
     Of(BorrowedFd<'a>),
 }
 

@@ -187,6 +187,8 @@ pub(crate) enum NamespaceSource {
     Passed,
     /// That of another container of this pod (64 hex digits).
     Container(String),
+    /// The one that this file on the node is, as in `/proc/<pid>/ns` or bound elsewhere. Not for the user namespace.
+    Path(PathBuf),
 }
 
 /// Cgroups that the process joins before it does anything else. They exist already, limits set.

@@ -74,7 +74,7 @@ fn sources(namespaces: &Namespaces) -> [(&NamespaceSource, i32, &'static str); 4
     ]
 }
 
-/// Enters the namespaces that exist: the pod's in one call, the passed one.
+/// Enters the namespaces that exist: the pod's in one call, the passed one, those that files are.
 pub(super) fn existing(namespaces: &Namespaces, request: &CreateRequest<'_>) -> Step {
     let (mut of_pod, mut of_target) = (0, 0);
     for (source, kind, name) in sources(namespaces) {
@@ -82,6 +82,11 @@ pub(super) fn existing(namespaces: &Namespaces, request: &CreateRequest<'_>) -> 
             NamespaceSource::Host | NamespaceSource::New => {}
             NamespaceSource::Pod => of_pod |= kind,
             NamespaceSource::Container(_) => of_target |= kind,
+            NamespaceSource::Path(path) => {
+                let opened = std::fs::File::open(path);
+                let opened = opened.context("namespace", "open", path.display())?;
+                enter(Some(opened.as_fd()), kind, &path.to_string_lossy(), name)?;
+            }
             NamespaceSource::Passed => {
                 enter(request.network, kind, "the passed descriptor", name)?;
             }

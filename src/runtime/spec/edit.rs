@@ -405,10 +405,12 @@ fn namespace_of(plan: &mut Plan, edits: &Edits, edit: &NamespaceEdit) -> Result<
     let source = match edit.path.as_deref() {
         None => NamespaceSource::Host,
         Some("") => NamespaceSource::New,
+        Some(path) if path.starts_with('/') && !path.contains('\0') => {
+            NamespaceSource::Path(path.into())
+        }
         Some(path) => {
-            let mend = "give no path (a new namespace), or remove the entry (the node's)";
-            let field = format!("{}: {field}", edits.by);
-            return Err(SpecError::unimplemented(field, path, mend));
+            let mend = "give an absolute path on the node";
+            return Err(invalid(edits, &field, path, "is no path of a namespace", mend));
         }
     };
     let place = match &*edit.kind {
@@ -430,7 +432,10 @@ fn namespace_of(plan: &mut Plan, edits: &Edits, edit: &NamespaceEdit) -> Result<
 
 fn sysctl(plan: &mut Plan, edits: &Edits, key: &str, value: Option<&str>) -> Result<()> {
     let field = format!("{}: sysctl[{key:?}]", edits.by);
-    let host = |source: &NamespaceSource| *source == NamespaceSource::Host;
+    // One joined by its path may be the node's, and is not the container's to change.
+    let host = |source: &NamespaceSource| {
+        matches!(source, NamespaceSource::Host | NamespaceSource::Path(_))
+    };
     let node = namespaces::OfNode {
         network: host(&plan.namespaces.network),
         ipc: host(&plan.namespaces.ipc),

@@ -133,7 +133,10 @@ fn namespaces(
         if *source == NamespaceSource::Host {
             continue;
         }
-        let path = pid_of(source).map(|pid| PathBuf::from(format!("/proc/{pid}/ns/{name}")));
+        let path = match source {
+            NamespaceSource::Path(path) => Some(path.clone()),
+            _ => pid_of(source).map(|pid| PathBuf::from(format!("/proc/{pid}/ns/{name}"))),
+        };
         let mut namespace = oci::LinuxNamespace::default();
         namespace.set_typ(kind).set_path(path);
         all.push(namespace);

@@ -186,7 +186,11 @@ fn edits_of_namespaces_sysctls_and_priorities() {
         path: path.map(ToOwned::to_owned),
     };
     let built = edited(|edits| {
-        edits.namespaces = vec![namespace("pid", Some("")), namespace("uts", None)];
+        edits.namespaces = vec![
+            namespace("pid", Some("")),
+            namespace("uts", None),
+            namespace("ipc", Some("/run/ns/ipc")),
+        ];
         edits.sysctls = vec![("net.core.somaxconn".to_owned(), some("77"))];
         edits.io_priority = Some((2, 7));
         edits.scheduler = Some(Scheduler {
@@ -204,6 +208,8 @@ fn edits_of_namespaces_sysctls_and_priorities() {
     .unwrap();
     assert_eq!(built.plan.namespaces.pid, NamespaceSource::New);
     assert_eq!(built.plan.namespaces.uts, NamespaceSource::Host);
+    let joined = NamespaceSource::Path("/run/ns/ipc".into());
+    assert_eq!(built.plan.namespaces.ipc, joined);
     let sysctl = ("net.core.somaxconn".to_owned(), "77".to_owned());
     assert_eq!(built.plan.sysctls, [sysctl]);
     let tuning = &built.plan.process.tuning;
@@ -216,7 +222,12 @@ fn edits_of_namespaces_sysctls_and_priorities() {
         (9, 77)
     );
     for error in [
-        refusal(|e| e.namespaces = vec![namespace("network", Some("/proc/1/ns/net"))]),
+        refusal(|e| e.namespaces = vec![namespace("network", Some("ns/net"))]),
+        refusal(|e| e.namespaces = vec![namespace("mount", Some("/proc/1/ns/mnt"))]),
+        refusal(|e| {
+            e.namespaces = vec![namespace("network", Some("/proc/1/ns/net"))];
+            e.sysctls = vec![("net.core.somaxconn".to_owned(), some("1"))];
+        }),
         refusal(|e| e.namespaces = vec![namespace("user", Some(""))]),
         refusal(|e| e.sysctls = vec![("vm.swappiness".to_owned(), some("1"))]),
         refusal(|e| {
