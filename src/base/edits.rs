@@ -34,6 +34,8 @@ pub(crate) struct Edits {
     pub(crate) cgroups_path: String,
     /// Namespaces, by kind.
     pub(crate) namespaces: Vec<NamespaceEdit>,
+    /// Network devices of the node to move into the pod's network namespace.
+    pub(crate) net_devices: Vec<NetDevice>,
     /// Sysctls; absent value: the container sets none.
     pub(crate) sysctls: Vec<(String, Option<String>)>,
     /// Seccomp profile as JSON of the OCI spec (`linux.seccomp`), replacing the one in force.
@@ -112,6 +114,15 @@ pub(crate) struct NamespaceEdit {
     pub(crate) kind: String,
     /// Absent: the node's. Empty: a new one. Else the path of one to join.
     pub(crate) path: Option<String>,
+}
+
+/// A network device of the node for a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NetDevice {
+    /// Its name on the node, 1..=15 bytes.
+    pub(crate) host: String,
+    /// Its name in the pod, 1..=15 bytes; empty: an earlier edit's device of that `host` is not moved.
+    pub(crate) name: String,
 }
 
 /// Scheduling attributes: numbers as of `sched_setattr(2)`.

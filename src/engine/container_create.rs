@@ -145,8 +145,20 @@ impl Engine {
     async fn build(&self, container: &Arc<Container>, held: &Held) -> Result<()> {
         let core = self.core();
         core.record_container(container).await?;
-        let prepared = self.prepare(container, held).await?;
+        let mut prepared = self.prepare(container, held).await?;
         check_ready(&container.pod, "create a container in")?;
+        let devices = std::mem::take(&mut prepared.net_devices);
+        let pause = container.pod.lock().pause_pid;
+        let taken = core.lower.take_devices(pause, devices).await?;
+        let made = self.make_process(container, prepared).await;
+        if made.is_err() {
+            taken.give_back().await;
+        }
+        made
+    }
+
+    async fn make_process(&self, container: &Arc<Container>, prepared: Materials) -> Result<()> {
+        let core = self.core();
         let monitor = monitor_of(&container.pod)?;
         let created = core
             .lower

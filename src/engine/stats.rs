@@ -225,7 +225,10 @@ fn pod_figures(core: &Core, pod: &Pod, scope: Scope, shared: bool) -> PodFigures
             ..CgroupStats::default()
         },
         (Scope::Everything, false) => read(Scope::Pod),
-        (_, true) => sum(read(scope), containers.iter().map(|figures| &figures.cgroup)),
+        (_, true) => sum(
+            read(scope),
+            containers.iter().map(|figures| &figures.cgroup),
+        ),
         (_, false) => read(scope),
     };
     let (usage_nano_cores, pid) = {

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 
+use crate::base::edits::NetDevice;
 use crate::base::error::{HasKind, Kind};
 use crate::base::id::PodId;
 use crate::network::addresses::UnfitPool;
@@ -123,6 +124,14 @@ pub(crate) enum NetworkError {
         /// Why.
         why: &'static str,
     },
+    /// A network device cannot be moved into the pod.
+    #[error("netDevices[{:?}] cannot become {:?} in the pod: {problem}", device.host, device.name)]
+    NetDevice {
+        /// Which.
+        device: NetDevice,
+        /// Why not.
+        problem: &'static str,
+    },
     /// The thread is gone: the daemon is ending, or it panicked.
     #[error("the network thread has ended: restart the daemon")]
     Ended,
@@ -161,9 +170,10 @@ impl HasKind for NetworkError {
         match self {
             Self::Kernel { .. } | Self::System { .. } => Kind::Internal,
             Self::Leases(error) => error.kind(),
-            Self::Overlap { .. } | Self::NotABridge { .. } | Self::NoPool { .. } => {
-                Kind::FailedPrecondition
-            }
+            Self::Overlap { .. }
+            | Self::NotABridge { .. }
+            | Self::NoPool { .. }
+            | Self::NetDevice { .. } => Kind::FailedPrecondition,
             Self::Exhausted { .. } => Kind::ResourceExhausted,
             Self::PortTaken { .. } => Kind::AlreadyExists,
             Self::UnfitPool { .. }

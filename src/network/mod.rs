@@ -11,6 +11,7 @@
 pub(crate) mod addresses;
 mod bridge;
 pub(crate) mod cidr;
+pub(crate) mod devices;
 pub(crate) mod dns;
 mod error;
 mod lease;

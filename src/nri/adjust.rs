@@ -1,7 +1,7 @@
 //! What plugins answer to CreateContainer: checked for conflicts, shown to the next plugin, and made edits.
 
 use crate::base::edits::{
-    DeviceAccess, DeviceEdit, Edits, MemoryPolicy, MountEdit, NamespaceEdit, Scheduler,
+    DeviceAccess, DeviceEdit, Edits, MemoryPolicy, MountEdit, NamespaceEdit, NetDevice, Scheduler,
 };
 use crate::base::hook::{Hook, HookPoint};
 use crate::nri::owners::{Conflict, Field, Owners};
@@ -257,6 +257,7 @@ impl One<'_> {
             self.edits.seccomp = Some(view::seccomp_json(policy));
         }
         self.priorities(given)?;
+        self.net_devices(given)?;
         self.refused(given)
     }
 
@@ -383,17 +384,31 @@ impl One<'_> {
         Ok(())
     }
 
-    /// What berth cannot do.
-    fn refused(&mut self, given: &api::LinuxContainerAdjustment) -> Result<(), Conflict> {
-        for name in given.net_devices.keys() {
-            if removal(name).is_some() {
+    fn net_devices(&mut self, given: &api::LinuxContainerAdjustment) -> Result<(), Conflict> {
+        for (host, device) in &given.net_devices {
+            if let Some(host) = removal(host) {
+                self.clear(Field::LinuxNetDevices, host);
+                self.edits.net_devices.push(NetDevice {
+                    host: host.to_owned(),
+                    name: String::new(),
+                });
                 continue;
             }
-            self.claim(Field::LinuxNetDevices, name)?;
-            self.edits
-                .impossible
-                .push(("netDevices".to_owned(), name.clone()));
+            self.claim(Field::LinuxNetDevices, host)?;
+            let name = match &*device.name {
+                "" => host,
+                name => name,
+            };
+            self.edits.net_devices.push(NetDevice {
+                host: host.clone(),
+                name: name.to_owned(),
+            });
         }
+        Ok(())
+    }
+
+    /// What berth cannot do.
+    fn refused(&mut self, given: &api::LinuxContainerAdjustment) -> Result<(), Conflict> {
         if let Some(rdt) = &given.rdt {
             // To be in no class is what every container is.
             let set =
@@ -569,9 +584,8 @@ mod tests {
         let policy = edits.memory_policy.as_ref().unwrap();
         assert_eq!((policy.mode, policy.flags), (2, 1 << 15 | 1 << 14));
         assert_eq!(edits.io_priority, Some((2, 7)));
-        assert_eq!(
-            edits.impossible,
-            [("netDevices".to_owned(), "eth1".to_owned())]
-        );
+        assert_eq!(edits.impossible, []);
+        let device = &edits.net_devices[0];
+        assert_eq!((&*device.host, &*device.name), ("eth1", "eth1"));
     }
 }

@@ -21,6 +21,7 @@ sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "cric
 from harness import options, runtimes  # noqa: E402
 from harness.report import Failure, Steps, expect, wait_for  # noqa: E402
 from hooks import hooks  # noqa: E402
+from network import joined, network_devices  # noqa: E402
 from walkthrough import written  # noqa: E402
 from world import IMAGE, LIFE, Plugin, World, plugin  # noqa: E402
 
@@ -156,13 +157,19 @@ def adjustments(w, steps):
                 expect(all(line.strip().endswith("/elsewhere/chosen") for line in f
                            if V2 or ":memory:" in line), f"cgroup of {pid}")
             w.remove(pod)
+    joined(w, steps)
+    network_devices(w, steps)
     with steps.step("what berth cannot do is refused by name"):
         pod = w.pod()
         before = w.listed()
         for adjust, words in (
-                ({"linux": {"net_devices": {"eth7": {"name": "x"}}}}, ("netDevices", "eth7")),
+                ({"linux": {"net_devices": {"none7": {"name": "x"}}}}, ("netDevices", "none7", "not on the node")),
+                ({"linux": {"net_devices": {"none7": {"name": "x/y"}}}}, ("netDevices[none7]", "x/y")),
+                ({"linux": {"rdt": {"clos_id": {"value": "gold"}}}}, ("rdt", "gold")),
                 ({"linux": {"resources": {"rdt_class": {"value": "gold"}}}}, ("rdtClass", "gold")),
-                ({"linux": {"namespaces": [{"type": "network", "path": "/x"}]}}, ("namespaces[network]",)),
+                ({"linux": {"namespaces": [{"type": "network", "path": "x"}]}}, ("namespaces[network]", "absolute")),
+                ({"linux": {"namespaces": [{"type": "ipc", "path": "/no/such"}]}}, ("/no/such",)),
+                ({"linux": {"namespaces": [{"type": "ipc", "path": "/proc/self/ns/uts"}]}}, ("ipc", "/proc/self/ns/uts")),
                 ({"linux": {"sysctl": {"vm.swappiness": "1"}}}, ("sysctl", "vm.swappiness")),
                 ({"linux": {"cgroups_path": w.s.runtime.cgroup_root}}, ("cgroups_path",)),
                 ({"mounts": [{"destination": "/x", "type": "bind", "source": "/no/such", "options": ["bind"]}]},

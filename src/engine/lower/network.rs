@@ -6,14 +6,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::base::counters;
+use crate::base::edits::NetDevice;
 use crate::base::id::PodId;
 use crate::base::stats::InterfaceStats;
-use crate::engine::core::{blocking, give};
+use crate::engine::core::{blocking, blocking_step, give};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::facade::Condition;
 use crate::engine::lower::Lower;
 use crate::engine::pod::Pod;
-use crate::network::{LivePod, dns};
+use crate::network::devices::{self, MovedDevices};
+use crate::network::{LivePod, NetworkError, dns};
 use crate::store::{Durability, write_atomic};
 
 /// What is asked for when a pod gives no DNS configuration.
@@ -98,15 +100,34 @@ impl Lower {
             .iter()
             .map(|(id, pid)| LivePod {
                 id: *id,
-                netns: std::fs::File::open(format!("/proc/{pid}/ns/net"))
-                    .ok()
-                    .map(OwnedFd::from),
+                netns: netns_of(*pid).ok(),
             })
             .collect();
         if let Err(error) = self.network.restore(live).await {
             tracing::error!(error = %crate::base::error::chain(&error),
                 "the network could not be restored completely");
         }
+    }
+
+    /// Moves network devices of the node into the namespace of a pod, by its pause process.
+    ///
+    /// # Errors
+    /// [`EngineError::Step`]; none is moved then.
+    pub(crate) async fn take_devices(
+        &self,
+        pause: Option<u32>,
+        devices: Vec<NetDevice>,
+    ) -> Result<TakenDevices> {
+        if devices.is_empty() {
+            return Ok(TakenDevices(None));
+        }
+        let netns = netns_of(pause.unwrap_or_default())
+            .map_err(EngineError::io("open the pod's network namespace"))?;
+        blocking_step("move network devices into the pod", move || {
+            let moved = devices::take(netns.as_fd(), &devices)?;
+            Ok::<_, NetworkError>(TakenDevices(Some((netns, moved))))
+        })
+        .await
     }
 
     /// Counters of the interfaces that this process sees; none when it is gone.
@@ -138,6 +159,29 @@ impl Lower {
             .set_pod_cidr(cidrs)
             .await
             .map_err(EngineError::step("take the pod CIDR"))
+    }
+}
+
+/// The network namespace of a process.
+fn netns_of(pid: u32) -> std::io::Result<OwnedFd> {
+    std::fs::File::open(format!("/proc/{pid}/ns/net")).map(OwnedFd::from)
+}
+
+/// Network devices that were moved into a pod.
+#[derive(Debug)]
+pub(crate) struct TakenDevices(Option<(OwnedFd, MovedDevices)>);
+
+impl TakenDevices {
+    /// Moves them back; what fails is logged.
+    pub(crate) async fn give_back(self) {
+        let Some((netns, moved)) = self.0 else { return };
+        let work = move || {
+            devices::give_back(netns.as_fd(), moved);
+            Ok(())
+        };
+        if let Err(error) = blocking("give network devices back", work).await {
+            tracing::error!(%error, "network devices stay in the pod");
+        }
     }
 }
 

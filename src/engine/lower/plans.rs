@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::base::edits::Edits;
+use crate::base::edits::{Edits, NetDevice};
 use crate::base::error::{HasKind as _, Kind};
 use crate::base::security::NamespaceMode;
 use crate::engine::container::Container;
@@ -46,6 +46,8 @@ pub(crate) struct Materials {
     pub(crate) order: Option<Order>,
     /// Effective stop signal.
     pub(crate) stop_signal: i32,
+    /// Network devices of the node that move into the pod.
+    pub(crate) net_devices: Vec<NetDevice>,
 }
 
 /// How often a sandbox's cgroup is tried to be made again when its parent vanishes.
@@ -224,6 +226,7 @@ impl Lower {
             plan: built.plan,
             resources: built.resources,
             stop_signal: built.stop_signal,
+            net_devices: built.net_devices,
         })
     }
 

@@ -12,10 +12,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::base::id::PodId;
-use crate::network::cidr::{Cidr, IpFamily};
+use crate::network::bridge::routes::{self, Route};
+use crate::network::cidr::IpFamily;
 use crate::sys::netlink::{
     Answer, Attributes, CREATE, EXCL, Family, Message, REPLACE, Refusal, Socket, attribute,
-    attributes, read_text, read_u32,
+    read_text, read_u32,
 };
 use crate::sys::ns::in_netns;
 
@@ -25,8 +26,6 @@ const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
-const RTM_NEWROUTE: u16 = 24;
-const RTM_GETROUTE: u16 = 26;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -58,23 +57,10 @@ const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_FLAGS: u16 = 8;
 const IFA_F_NODAD: u32 = 2;
+const IFA_F_PERMANENT: u32 = 0x80;
 
-const RTA_DST: u16 = 1;
-const RTA_OIF: u16 = 4;
-const RTA_GATEWAY: u16 = 5;
-const RTA_PRIORITY: u16 = 6;
-const RTA_METRICS: u16 = 8;
-const RTA_TABLE: u16 = 15;
-const RTAX_MTU: u16 = 2;
-const RT_TABLE_MAIN: u8 = 254;
-const RT_TABLE_LOCAL: u32 = 255;
-const RTPROT_STATIC: u8 = 4;
-const RTN_UNICAST: u8 = 1;
-/// Unicast, then the kinds that refuse: blackhole, unreachable, prohibit.
-const RTN_REACHING: [u8; 4] = [RTN_UNICAST, 6, 7, 8];
-
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
+pub(super) const AF_INET: u8 = 2;
+pub(super) const AF_INET6: u8 = 10;
 
 /// Name of the pod's interface inside the pod.
 pub(crate) const POD_INTERFACE: &str = "eth0";
@@ -101,19 +87,6 @@ pub(crate) struct Link {
     pub(crate) alias: String,
     /// Largest packet in bytes.
     pub(crate) mtu: u32,
-}
-
-/// A route of the host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Route {
-    /// Where to.
-    pub(crate) destination: Cidr,
-    /// Through which link; absent for a route that refuses.
-    pub(crate) link: Option<u32>,
-    /// Smaller wins.
-    pub(crate) metric: u32,
-    /// Largest packet in bytes, where the route says.
-    pub(crate) mtu: Option<u32>,
 }
 
 /// What a pod's interface gets.
@@ -265,14 +238,38 @@ impl Links {
     ///
     /// The kernel's refusal.
     pub(crate) fn routes(&mut self) -> Result<Vec<Route>, Refusal> {
-        let mut routes = vec![];
-        for family in [AF_INET, AF_INET6] {
-            let mut header = [0; 12];
-            header[0] = family;
-            let list = self.0.dump(&Message::new(RTM_GETROUTE, 0, &header))?;
-            routes.extend(list.iter().filter_map(read_route));
-        }
-        Ok(routes)
+        routes::of(&mut self.0)
+    }
+
+    /// The addresses of a link that are of global scope and do not expire.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's refusal.
+    pub(crate) fn lasting_addresses(&mut self, index: u32) -> Result<Vec<(IpAddr, u8)>, Refusal> {
+        let list = self.0.dump(&Message::new(RTM_GETADDR, 0, &[0; 8]))?;
+        let lasting = list.iter().filter(|answer| is_lasting(answer));
+        Ok(lasting
+            .filter_map(|answer| read_address(answer, index))
+            .collect())
+    }
+
+    /// Moves a link to another network namespace, under this name there. It is down there and has no address.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's refusal: `EEXIST`, the name is taken there; `EINVAL`, a link of that kind stays where it was made.
+    pub(crate) fn move_to(
+        &mut self,
+        index: u32,
+        netns: BorrowedFd<'_>,
+        name: &str,
+    ) -> Result<(), Refusal> {
+        let netns = u32::try_from(netns.as_raw_fd()).map_err(io::Error::other)?;
+        let message = Message::new(RTM_NEWLINK, 0, &link_header(index, 0, 0))
+            .u32(IFLA_NET_NS_FD, netns)
+            .text(IFLA_IFNAME, name);
+        self.0.request(&[message])
     }
 
     /// Makes the pair: the host's end a port of the bridge and up, the pod's end in `netns`, not yet
@@ -431,26 +428,19 @@ fn configure_here(end: &PodEnd) -> Result<(), Refusal> {
         batch.push(address_message(RTM_NEWADDR, index, *address, *prefix));
     }
     for gateway in &end.gateways {
-        let mut header = [0; 12];
-        header[0] = family_number(*gateway);
-        header[4] = RT_TABLE_MAIN;
-        header[5] = RTPROT_STATIC;
-        header[7] = RTN_UNICAST;
-        let route = Message::new(RTM_NEWROUTE, CREATE | REPLACE, &header);
-        let route = with_ip(route, RTA_GATEWAY, *gateway);
-        batch.push(route.u32(RTA_OIF, index));
+        batch.push(routes::default_by(*gateway, index));
     }
     links.0.request(&batch)
 }
 
-const fn family_number(address: IpAddr) -> u8 {
+pub(super) const fn family_number(address: IpAddr) -> u8 {
     match address {
         IpAddr::V4(_) => AF_INET,
         IpAddr::V6(_) => AF_INET6,
     }
 }
 
-fn with_ip(message: Message, kind: u16, address: IpAddr) -> Message {
+pub(super) fn with_ip(message: Message, kind: u16, address: IpAddr) -> Message {
     match address {
         IpAddr::V4(v4) => message.bytes(kind, &v4.octets()),
         IpAddr::V6(v6) => message.bytes(kind, &v6.octets()),
@@ -499,12 +489,22 @@ fn read_link(answer: &Answer) -> Option<Link> {
     })
 }
 
-fn read_ip(bytes: &[u8]) -> Option<IpAddr> {
+pub(super) fn read_ip(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
         4 => Some(Ipv4Addr::from(*bytes.first_chunk::<4>()?).into()),
         16 => Some(Ipv6Addr::from(*bytes.first_chunk::<16>()?).into()),
         _ => None,
     }
+}
+
+/// Of global scope (`RT_SCOPE_UNIVERSE`) and without an end (`IFA_F_PERMANENT`).
+fn is_lasting(answer: &Answer) -> bool {
+    let Some((header, rest)) = answer.body.split_at_checked(8) else {
+        return false;
+    };
+    let short = header.get(2).copied().map(u32::from);
+    let flags = attribute(rest, IFA_FLAGS).and_then(read_u32).or(short);
+    header.get(3) == Some(&0) && flags.is_some_and(|flags| flags & IFA_F_PERMANENT != 0)
 }
 
 fn read_address(answer: &Answer, index: u32) -> Option<(IpAddr, u8)> {
@@ -514,38 +514,6 @@ fn read_address(answer: &Answer, index: u32) -> Option<(IpAddr, u8)> {
     }
     let bytes = attribute(rest, IFA_LOCAL).or_else(|| attribute(rest, IFA_ADDRESS))?;
     Some((read_ip(bytes)?, *header.get(1)?))
-}
-
-fn read_route(answer: &Answer) -> Option<Route> {
-    let (header, rest) = answer.body.split_at_checked(12)?;
-    let (family, length, kind) = (*header.first()?, *header.get(1)?, *header.get(7)?);
-    let table = attribute(rest, RTA_TABLE).and_then(read_u32);
-    if table.or_else(|| header.get(4).copied().map(u32::from)) == Some(RT_TABLE_LOCAL)
-        || !RTN_REACHING.contains(&kind)
-    {
-        return None;
-    }
-    let unspecified = match family {
-        AF_INET => IpAddr::from(Ipv4Addr::UNSPECIFIED),
-        AF_INET6 => IpAddr::from(Ipv6Addr::UNSPECIFIED),
-        _ => return None,
-    };
-    let destination = attribute(rest, RTA_DST).map_or(Some(unspecified), read_ip)?;
-    let metrics = attribute(rest, RTA_METRICS).unwrap_or_default();
-    let mut mtu = attributes(metrics).filter(|(kind, _value)| *kind == RTAX_MTU);
-    Some(Route {
-        destination: Cidr::new(destination, length),
-        link: attribute(rest, RTA_OIF).and_then(read_u32),
-        metric: attribute(rest, RTA_PRIORITY)
-            .and_then(read_u32)
-            .unwrap_or(0),
-        mtu: mtu.next().and_then(|(_kind, value)| read_u32(value)),
-    })
-}
-
-/// Whether the route is a default route.
-pub(crate) fn is_default(route: &Route) -> bool {
-    route.destination.prefix() == 0
 }
 
 /// A hardware address for a pod: locally administered, the same for the same address, so that what
@@ -565,106 +533,10 @@ pub(crate) fn mac_of(address: IpAddr) -> [u8; 6] {
     [0xbe, family, tail[0], tail[1], tail[2], tail[3]]
 }
 
-/// The largest packet of the host's best default route, else 1500.
-pub(crate) fn default_mtu(routes: &[Route], links: &[Link]) -> u32 {
-    const ETHERNET: u32 = 1500;
-    let best = routes
-        .iter()
-        .filter(|r| is_default(r) && r.link.is_some())
-        .min_by_key(|r| (r.destination.family(), r.metric));
-    let of_link = |route: &Route| links.iter().find(|l| Some(l.index) == route.link);
-    best.and_then(|route| route.mtu.or_else(|| of_link(route).map(|l| l.mtu)))
-        .filter(|mtu| *mtu >= 68)
-        .unwrap_or(ETHERNET)
-}
-
-/// The link that makes a pool unusable: (its route, its number).
-pub(crate) fn overlapping<'r>(
-    pool: &Cidr,
-    routes: &'r [Route],
-    own_bridge: Option<u32>,
-) -> Option<&'r Route> {
-    routes.iter().find(|route| {
-        !is_default(route)
-            && route.destination.overlaps(pool)
-            && (route.link.is_none() || route.link != own_bridge)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::base::id::Id;
-
-    fn route(destination: &str, link: u32, metric: u32, mtu: Option<u32>) -> Route {
-        Route {
-            destination: destination.parse().unwrap(),
-            link: Some(link),
-            metric,
-            mtu,
-        }
-    }
-
-    fn link(index: u32, mtu: u32) -> Link {
-        Link {
-            index,
-            name: format!("link{index}"),
-            master: None,
-            kind: String::new(),
-            alias: String::new(),
-            mtu,
-        }
-    }
-
-    #[test]
-    fn packets_as_large_as_the_way_out_takes() {
-        let links = [link(2, 1400), link(3, 9000)];
-        for (routes, want) in [
-            (vec![], 1500),
-            (vec![route("10.0.0.0/8", 3, 0, None)], 1500),
-            (vec![route("0.0.0.0/0", 2, 0, None)], 1400),
-            (vec![route("0.0.0.0/0", 2, 0, Some(1280))], 1280),
-            (
-                vec![
-                    route("0.0.0.0/0", 3, 100, None),
-                    route("0.0.0.0/0", 2, 50, None),
-                ],
-                1400,
-            ),
-            (
-                vec![route("::/0", 3, 1, None), route("0.0.0.0/0", 2, 50, None)],
-                1400,
-            ),
-            (vec![route("::/0", 3, 1, None)], 9000),
-            (vec![route("0.0.0.0/0", 7, 0, None)], 1500),
-        ] {
-            assert_eq!(default_mtu(&routes, &links), want, "{routes:?}");
-        }
-    }
-
-    #[test]
-    fn which_routes_are_in_the_way() {
-        let pool = "10.7.0.0/16".parse().unwrap();
-        for (destination, link, own, found) in [
-            ("0.0.0.0/0", 2, None, false),
-            ("10.8.0.0/16", 2, None, false),
-            ("10.0.0.0/8", 2, None, true),
-            ("10.7.3.0/24", 2, None, true),
-            ("10.7.3.0/24", 2, Some(3), true),
-            ("10.7.0.0/16", 3, Some(3), false),
-            ("fd00::/8", 2, None, false),
-        ] {
-            let routes = [route(destination, link, 0, None)];
-            assert_eq!(
-                overlapping(&pool, &routes, own).is_some(),
-                found,
-                "{destination}"
-            );
-        }
-        let mut refusing = route("10.7.0.0/24", 0, 0, None);
-        refusing.link = None;
-        assert!(overlapping(&pool, &[refusing], None).is_some());
-    }
 
     #[test]
     fn names_and_hardware_addresses() {

@@ -16,6 +16,7 @@ mod forwarding;
 pub(crate) mod links;
 mod nftables;
 mod remover;
+pub(crate) mod routes;
 mod setup;
 mod worker;
 

@@ -9,7 +9,8 @@ use serde_json::json;
 
 use crate::network::addresses::{check_pool, gateway};
 use crate::network::bridge::forwarding::{self, Families, Forwarding};
-use crate::network::bridge::links::{Link, Route, default_mtu, overlapping};
+use crate::network::bridge::links::Link;
+use crate::network::bridge::routes::{Route, default_mtu, overlapping};
 use crate::network::bridge::worker::{Worker, pool_key};
 use crate::network::cidr::{Cidr, IpFamily};
 use crate::network::error::{NetworkError, Result};

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use crate::base::container::{Mount, Resources};
-use crate::base::edits::{DeviceAccess, DeviceEdit, Edits, MemoryPolicy, MountEdit, NamespaceEdit};
+use crate::base::edits::{
+    DeviceAccess, DeviceEdit, Edits, MemoryPolicy, MountEdit, NamespaceEdit, NetDevice,
+};
 use crate::runtime::cgroups::devices::{DeviceKind, DeviceRule};
 use crate::runtime::plan::{
     DeviceNode, MemoryPolicyPlan, MountAttributes, MountPlan, MountPropagation, MountSource,
@@ -410,7 +412,13 @@ fn namespace_of(plan: &mut Plan, edits: &Edits, edit: &NamespaceEdit) -> Result<
         }
         Some(path) => {
             let mend = "give an absolute path on the node";
-            return Err(invalid(edits, &field, path, "is no path of a namespace", mend));
+            return Err(invalid(
+                edits,
+                &field,
+                path,
+                "is no path of a namespace",
+                mend,
+            ));
         }
     };
     let place = match &*edit.kind {
@@ -428,6 +436,41 @@ fn namespace_of(plan: &mut Plan, edits: &Edits, edit: &NamespaceEdit) -> Result<
     };
     *place = source;
     Ok(())
+}
+
+/// Network devices to move into the pod's network namespace.
+///
+/// # Errors
+/// [`SpecError::Invalid`]: no name of a device, the same name twice, or a container without the pod's own network.
+pub(crate) fn net_devices(network: &NamespaceSource, all: &[Edits]) -> Result<Vec<NetDevice>> {
+    // dev_valid_name() of the kernel.
+    let fits = |name: &str| {
+        let odd = |byte: u8| byte.is_ascii_whitespace() || matches!(byte, b'/' | b':' | 0);
+        (1..16).contains(&name.len()) && !matches!(name, "." | "..") && !name.bytes().any(odd)
+    };
+    let mut made: Vec<NetDevice> = vec![];
+    for edits in all {
+        for device in &edits.net_devices {
+            made.retain(|known| known.host != device.host);
+            if device.name.is_empty() {
+                continue;
+            }
+            let field = format!("netDevices[{}]", device.host);
+            let (problem, mend) = if !fits(&device.host) || !fits(&device.name) {
+                ("is no name of a network device", "use 1 to 15 bytes")
+            } else if made.iter().any(|known| known.name == device.name) {
+                ("is the name of another one in the pod", "give another name")
+            } else if *network != NamespaceSource::Pod {
+                let problem = "cannot be moved: the container has not the pod's own network";
+                (problem, "leave it out")
+            } else {
+                made.push(device.clone());
+                continue;
+            };
+            return Err(invalid(edits, &field, &device.name, problem, mend));
+        }
+    }
+    Ok(made)
 }
 
 fn sysctl(plan: &mut Plan, edits: &Edits, key: &str, value: Option<&str>) -> Result<()> {

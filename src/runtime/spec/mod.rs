@@ -36,7 +36,7 @@ mod tests;
 use std::path::Path;
 
 use crate::base::container::{ContainerConfig, Resources};
-use crate::base::edits::Edits;
+use crate::base::edits::{Edits, NetDevice};
 use crate::base::handler::Handler;
 use crate::base::id::{ContainerId, PodId};
 use crate::base::image::{Image, RootfsLayers};
@@ -134,6 +134,8 @@ pub(crate) struct Built {
     pub(crate) device_rules: Vec<DeviceRule>,
     /// Limits in effect.
     pub(crate) resources: Resources,
+    /// Network devices of the node that move into the pod.
+    pub(crate) net_devices: Vec<NetDevice>,
     /// Annotations of the spec that an OCI runtime must not see.
     pub(crate) hidden_annotations: Vec<String>,
     /// Signal that asks the container to end.
@@ -178,6 +180,7 @@ pub(crate) fn container(input: &ContainerInput<'_>, host: &HostFacts) -> Result<
     };
     let external = input.handler.runtime.is_some();
     edit::plan(&mut plan, &mut device_rules, input.edits, external, host)?;
+    let net_devices = edit::net_devices(&plan.namespaces.network, input.edits)?;
     let mut annotations = oci::container_annotations(input);
     edit::annotations(input.edits, &mut annotations);
     let hooks = hooks::of(input.edits)?;
@@ -199,6 +202,7 @@ pub(crate) fn container(input: &ContainerInput<'_>, host: &HostFacts) -> Result<
         hidden_annotations: bundle::hidden_annotations(input),
         resources,
         plan,
+        net_devices,
     })
 }
 
@@ -370,6 +374,7 @@ pub(crate) fn sandbox(input: &SandboxInput<'_>, host: &HostFacts) -> Result<Buil
         device_rules,
         resources,
         plan,
+        net_devices: vec![],
         hidden_annotations: vec![],
         stop_signal: crate::runtime::signals::TERM,
     })

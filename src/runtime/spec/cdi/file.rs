@@ -121,7 +121,7 @@ pub(super) struct IntelRdt {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct NetDevice {
     pub(super) host_interface_name: String,
-    name: String,
+    pub(super) name: String,
 }
 
 /// Reads JSON.

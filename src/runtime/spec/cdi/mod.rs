@@ -20,7 +20,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::base::edits::{DeviceEdit, Edits, MountEdit};
+use crate::base::edits::{DeviceEdit, Edits, MountEdit, NetDevice};
 use crate::base::hook::{Hook, HookPoint};
 use crate::runtime::spec::cdi::file::{ContainerEdits, DeviceNode, Spec};
 use crate::runtime::spec::error::{Result, SpecError};
@@ -234,8 +234,10 @@ fn edits(by: &str, given: &ContainerEdits) -> Result<Edits> {
         made.impossible.push(("intelRdt".to_owned(), value));
     }
     for interface in &given.net_devices {
-        let value = interface.host_interface_name.clone();
-        made.impossible.push(("netDevices".to_owned(), value));
+        made.net_devices.push(NetDevice {
+            host: interface.host_interface_name.clone(),
+            name: interface.name.clone(),
+        });
     }
     Ok(made)
 }

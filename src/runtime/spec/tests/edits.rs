@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::base::edits::{
-    DeviceAccess, DeviceEdit, Edits, MemoryPolicy, MountEdit, NamespaceEdit, Scheduler,
+    DeviceAccess, DeviceEdit, Edits, MemoryPolicy, MountEdit, NamespaceEdit, NetDevice, Scheduler,
 };
 use crate::base::hook::{Hook, HookPoint};
 use crate::runtime::plan::NamespaceSource;
@@ -179,6 +179,27 @@ fn device_edits() {
     }
 }
 
+fn net_device(host: &str, name: &str) -> NetDevice {
+    NetDevice {
+        host: host.to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+#[test]
+fn network_devices_are_taken_and_taken_back() {
+    let built = edited(|edits| {
+        edits.net_devices = vec![
+            net_device("eth1", "x"),
+            net_device("eth2", "y"),
+            net_device("eth1", ""),
+            net_device("eth3", "x"),
+        ];
+    });
+    let wanted = [net_device("eth2", "y"), net_device("eth3", "x")];
+    assert_eq!(built.unwrap().net_devices, wanted);
+}
+
 #[test]
 fn edits_of_namespaces_sysctls_and_priorities() {
     let namespace = |kind: &str, path: Option<&str>| NamespaceEdit {
@@ -247,7 +268,18 @@ fn edits_of_namespaces_sysctls_and_priorities() {
                 ..MemoryPolicy::default()
             });
         }),
-        refusal(|e| e.impossible = vec![("netDevices".to_owned(), "eth1".to_owned())]),
+        refusal(|e| e.impossible = vec![("rdt".to_owned(), "gold".to_owned())]),
+        refusal(|e| e.net_devices = vec![net_device("eth1", "a/b")]),
+        refusal(|e| e.net_devices = vec![net_device("", "eth1")]),
+        refusal(|e| e.net_devices = vec![net_device("eth1", "a-name-too-long!")]),
+        refusal(|e| e.net_devices = vec![net_device("eth1", "x"), net_device("eth2", "x")]),
+        refusal(|e| {
+            e.namespaces = vec![NamespaceEdit {
+                kind: "network".to_owned(),
+                path: None,
+            }];
+            e.net_devices = vec![net_device("eth1", "x")];
+        }),
         refusal(|e| e.hooks = vec![hook(|hook| hook.path = "bin/hook".to_owned())]),
         refusal(|e| e.hooks = vec![hook(|hook| hook.env = vec!["A".to_owned()])]),
         refusal(|e| e.hooks = vec![hook(|hook| hook.args = vec!["a\0".to_owned()])]),
