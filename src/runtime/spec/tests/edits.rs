@@ -198,6 +198,21 @@ fn network_devices_are_taken_and_taken_back() {
     });
     let wanted = [net_device("eth2", "y"), net_device("eth3", "x")];
     assert_eq!(built.unwrap().net_devices, wanted);
+    for error in [
+        refusal(|e| e.net_devices = vec![net_device("eth1", "a/b")]),
+        refusal(|e| e.net_devices = vec![net_device("", "eth1")]),
+        refusal(|e| e.net_devices = vec![net_device("eth1", "a-name-too-long!")]),
+        refusal(|e| e.net_devices = vec![net_device("eth1", "x"), net_device("eth2", "x")]),
+        refusal(|e| {
+            e.namespaces = vec![NamespaceEdit {
+                kind: "network".to_owned(),
+                path: None,
+            }];
+            e.net_devices = vec![net_device("eth1", "x")];
+        }),
+    ] {
+        assert!(error.starts_with("NRI plugin 10-x: netDevices["), "{error}");
+    }
 }
 
 #[test]
@@ -269,17 +284,6 @@ fn edits_of_namespaces_sysctls_and_priorities() {
             });
         }),
         refusal(|e| e.impossible = vec![("rdt".to_owned(), "gold".to_owned())]),
-        refusal(|e| e.net_devices = vec![net_device("eth1", "a/b")]),
-        refusal(|e| e.net_devices = vec![net_device("", "eth1")]),
-        refusal(|e| e.net_devices = vec![net_device("eth1", "a-name-too-long!")]),
-        refusal(|e| e.net_devices = vec![net_device("eth1", "x"), net_device("eth2", "x")]),
-        refusal(|e| {
-            e.namespaces = vec![NamespaceEdit {
-                kind: "network".to_owned(),
-                path: None,
-            }];
-            e.net_devices = vec![net_device("eth1", "x")];
-        }),
         refusal(|e| e.hooks = vec![hook(|hook| hook.path = "bin/hook".to_owned())]),
         refusal(|e| e.hooks = vec![hook(|hook| hook.env = vec!["A".to_owned()])]),
         refusal(|e| e.hooks = vec![hook(|hook| hook.args = vec!["a\0".to_owned()])]),
