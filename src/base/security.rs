@@ -87,6 +87,22 @@ pub(crate) struct SelinuxOptions {
     pub(crate) level: String,
 }
 
+impl SelinuxOptions {
+    /// Nothing is asked for.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// SELinux labels of a pod or container; empty texts: none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SelinuxLabels {
+    /// Of its processes.
+    pub(crate) process: String,
+    /// Of the filesystems that are made for it, and of volumes that it may write (`context=`).
+    pub(crate) mount: String,
+}
+
 /// CRI: `SecurityProfile` (seccomp and AppArmor). The deprecated string fields are converted to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum SecurityProfile {

@@ -127,6 +127,13 @@ config! {
     /// Directories of OCI hooks that are run for containers that match (`oci-hooks(5)`), one or a list; a later one wins.
     /// CRI-O and podman look in /usr/share/containers/oci/hooks.d. Empty: none, for hooks run as root on the node.
     hooks_dir: Directories = Directories(vec![]);
+    /// Give pods SELinux labels (container_t, a level of their own) where the kernel has SELinux. Needs a policy with
+    /// container types. Off: labels that pods ask for are ignored.
+    selinux: bool = false;
+    /// Categories, 0 up to this exclusive, of which pods get two that no other pod has. At most 1024.
+    selinux_category_range: u32 = 1024;
+    /// Do not confine pods with the node's network, unless they name a type (as CRI-O does).
+    hostnetwork_disable_selinux: bool = false;
     /// Who makes cgroups: `cgroupfs` (berth itself), or `auto`. `systemd` is not built yet.
     cgroup_driver: String = "auto".to_owned();
     /// Cgroup for pods whose configuration names no parent, and for the monitors.
@@ -293,14 +300,7 @@ impl Config {
         if let Err(mend) = self.metrics() {
             return bad("metrics_address", &self.metrics_address, mend);
         }
-        if self.max_concurrent_downloads == 0 {
-            let mend = "use at least 1".to_owned();
-            return bad("max_concurrent_downloads", &0, mend);
-        }
-        if self.max_log_line < 80 {
-            let mend = "use at least 80".to_owned();
-            return bad("max_log_line", &self.max_log_line, mend);
-        }
+        self.check_numbers()?;
         if crate::daemon::logging::filter(&self.log_level).is_none() {
             let mend = "use `error`, `warn`, `info`, `debug` or `trace`, or a list such as `info,berth::images=debug`";
             return bad("log_level", &self.log_level, mend.to_owned());
@@ -337,6 +337,34 @@ impl Config {
             if !path.is_absolute() || climbs {
                 let mend = "use an absolute path without `..`".to_owned();
                 return Err((key, format!("{path:?}"), mend));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_numbers(&self) -> Result<(), (&'static str, String, String)> {
+        for (key, value, fine, mend) in [
+            (
+                "selinux_category_range",
+                u64::from(self.selinux_category_range),
+                2..=1024,
+                "use 2 to 1024",
+            ),
+            (
+                "max_concurrent_downloads",
+                self.max_concurrent_downloads as u64,
+                1..=u64::MAX,
+                "use at least 1",
+            ),
+            (
+                "max_log_line",
+                u64::from(self.max_log_line),
+                80..=u64::MAX,
+                "use at least 80",
+            ),
+        ] {
+            if !fine.contains(&value) {
+                return Err((key, value.to_string(), mend.to_owned()));
             }
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::base::tasks::Tasks;
 use crate::daemon::config::Config;
-use crate::engine::{Engine, EngineConfig, EngineError, Parts, StreamEndpoint};
+use crate::engine::{Engine, EngineConfig, EngineError, Parts, SelinuxConfig, StreamEndpoint};
 use crate::images::{ImageError, ImageStore, ImagesConfig};
 use crate::network::{Network, NetworkConfig, NetworkError, cidr};
 use crate::nri::{Nri, NriConfig, Rejects, Validator};
@@ -77,6 +77,10 @@ pub(super) async fn open(config: &Config, tasks: &Tasks) -> Result<Engine, PartE
         cdi_spec_dirs: config.cdi_spec_dirs.0.clone(),
         hooks_dirs: config.hooks_dir.0.clone(),
         handlers: config.handlers(),
+        selinux: config.selinux.then_some(SelinuxConfig {
+            category_range: config.selinux_category_range,
+            confine_host_network: !config.hostnetwork_disable_selinux,
+        }),
     };
     let parts = Parts {
         images,

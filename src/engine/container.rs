@@ -16,6 +16,7 @@ use crate::engine::pod::Pod;
 use crate::engine::state::ContainerPhase;
 use crate::engine::stats::Rate;
 use crate::monitor::protocol::ContainerExit;
+use crate::runtime::selinux::Hold;
 
 /// A container.
 #[derive(Debug)]
@@ -62,6 +63,8 @@ pub(crate) struct ContainerInner {
     pub(crate) cgroup: String,
     /// What plugins know of it.
     pub(crate) told: Told,
+    /// The SELinux level that it names, held for it.
+    pub(crate) level: Option<Hold>,
 }
 
 /// What survives the daemon.
@@ -166,6 +169,7 @@ impl ContainerRecord {
                 rate: Rate::default(),
                 cgroup: self.cgroup,
                 told: Told::of_container(self.phase),
+                level: None,
             }),
         }
     }

@@ -127,7 +127,11 @@ impl Engine {
             pid: None,
             config,
         };
-        Arc::new(record.into_container(Arc::clone(pod)))
+        let options = record.config.security.selinux.as_ref();
+        let level = self.core().lower.hold_level(options);
+        let container = record.into_container(Arc::clone(pod));
+        container.lock().level = level;
+        Arc::new(container)
     }
 
     /// Puts the container into its pod's list, unless the pod is being stopped.
@@ -283,6 +287,9 @@ fn make_container_directories(core: &Core, container: &Container) -> Result<()> 
     make_directory(&directory, 0o711)?;
     for (name, mode) in [("upper", 0o755), ("work", 0o700)] {
         make_directory(&directory.join(name), mode)?;
+    }
+    if !container.pod.labels.mount.is_empty() {
+        make_directory(&directory.join("empty"), 0o755)?;
     }
     give(&directory.join("upper"), &container.pod)?;
     let log_path = container.status().log_path.clone();

@@ -93,6 +93,17 @@ pub(crate) struct EngineConfig {
     pub(crate) hooks_dirs: Vec<PathBuf>,
     /// Runtime handlers.
     pub(crate) handlers: Handlers,
+    /// SELinux labels for pods; absent: none are given.
+    pub(crate) selinux: Option<SelinuxConfig>,
+}
+
+/// How pods are labelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SelinuxConfig {
+    /// Categories that levels are made of: 0 up to this, exclusive.
+    pub(crate) category_range: u32,
+    /// Confine pods with the node's network too.
+    pub(crate) confine_host_network: bool,
 }
 
 impl Core {

@@ -42,7 +42,7 @@ use crate::images::ImageStore;
 use crate::network::Network;
 use crate::nri::Nri;
 
-pub(crate) use self::core::EngineConfig;
+pub(crate) use self::core::{EngineConfig, SelinuxConfig};
 pub(crate) use error::{EngineError, Result};
 pub(crate) use events::{Listener, Silence};
 pub(crate) use facade::{

@@ -11,12 +11,14 @@ use crate::base::container::{ContainerStatus, Resources};
 use crate::base::handler::Handler;
 use crate::base::id::{ContainerId, PodId};
 use crate::base::pod::{PodConfig, PodState, PodStatus};
+use crate::base::security::SelinuxLabels;
 use crate::engine::container::Container;
 use crate::engine::lane::Lane;
 use crate::engine::monitor_client::MonitorClient;
 use crate::engine::plugins::Told;
 use crate::engine::state::PodPhase;
 use crate::engine::stats::Rate;
+use crate::runtime::selinux::Hold;
 
 /// A pod sandbox.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub(crate) struct Pod {
     pub(crate) handler: Handler,
     /// The cgroup that its cgroups are made in.
     pub(crate) cgroup_parent: String,
+    /// Its SELinux labels; empty ones: none.
+    pub(crate) labels: SelinuxLabels,
     /// Run, stop and remove, one after the other.
     pub(crate) lane: Lane,
     /// Writes of the record.
@@ -68,6 +72,8 @@ pub(crate) struct PodInner {
     pub(crate) resources: Option<Resources>,
     /// What plugins know of it.
     pub(crate) told: Told,
+    /// Its SELinux level, held for it.
+    pub(crate) level: Option<Hold>,
 }
 
 /// What survives the daemon.
@@ -96,6 +102,9 @@ pub(crate) struct PodRecord {
     pub(crate) networked: bool,
     /// Pid of pause.
     pub(crate) pause_pid: Option<u32>,
+    /// Its SELinux labels.
+    #[serde(default)]
+    pub(crate) labels: SelinuxLabels,
 }
 
 impl PodRecord {
@@ -119,6 +128,7 @@ impl PodRecord {
             runtime_handler: self.runtime_handler,
             handler: self.handler,
             cgroup_parent: self.cgroup_parent,
+            labels: self.labels,
             lane: Lane::default(),
             record_lane: Lane::default(),
             order: Mutex::default(),
@@ -135,6 +145,7 @@ impl PodRecord {
                 overhead,
                 resources,
                 told: Told::of_pod(self.phase),
+                level: None,
             }),
         }
     }
@@ -208,6 +219,7 @@ impl Pod {
             ips: inner.status.ips.clone(),
             networked: inner.networked,
             pause_pid: inner.pause_pid,
+            labels: self.labels.clone(),
         })
     }
 

@@ -94,6 +94,7 @@ impl Engine {
         } else {
             config.cgroup_parent.clone()
         };
+        let (labels, level) = core.lower.label_pod(&config)?;
         let networked = config.security.namespaces.network != NamespaceMode::Node;
         let pod = Arc::new(
             PodRecord {
@@ -108,9 +109,11 @@ impl Engine {
                 ips: vec![],
                 networked,
                 pause_pid: None,
+                labels,
             }
             .into_pod(),
         );
+        pod.lock().level = level;
         let _turn = pod.lane.turn().await;
         core.arriving.insert(pod.id, Arc::clone(&pod));
         let built = self.build_pod(&pod).await;

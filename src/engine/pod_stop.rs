@@ -247,6 +247,7 @@ impl Engine {
         });
         clean_up.note("erase", removed.await);
         if clean_up.is_clean() {
+            pod.lock().level = None;
             self.remove_parents(pod).await;
             clean_up.note("record", core.forget_pod(pod).await);
         }

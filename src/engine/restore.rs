@@ -18,6 +18,7 @@ use futures_util::future::join_all;
 use crate::base::clock::Timestamp;
 use crate::base::error::chain;
 use crate::base::id::{ContainerId, PodId};
+use crate::base::security::SelinuxLabels;
 use crate::engine::Engine;
 use crate::engine::container::ContainerRecord;
 use crate::engine::core::{blocking, make_directory, remove_directory};
@@ -127,7 +128,9 @@ impl Engine {
         }
         core.stamps.at_least(record.created_at);
         core.hold_parents(&record.made_parents);
+        let level = core.lower.hold_level_of(&record.labels);
         let pod = Arc::new(record.into_pod());
+        pod.lock().level = level;
         let _free = core.pod_names.take(pod.config.metadata.clone(), pod.id);
         for record in containers {
             self.restore_container(record, &pod).await;
@@ -159,7 +162,11 @@ impl Engine {
         core.lower.adopt_hold(&record);
         let key = (pod.id, record.config.name.clone(), record.config.attempt);
         let _free = core.container_names.take(key, record.id);
+        let level = core
+            .lower
+            .hold_level(record.config.security.selinux.as_ref());
         let container = Arc::new(record.into_container(Arc::clone(pod)));
+        container.lock().level = level;
         pod.lock()
             .containers
             .insert(container.id, Arc::clone(&container));
@@ -252,6 +259,7 @@ impl Engine {
             ips: vec![],
             networked: false,
             pause_pid: None,
+            labels: SelinuxLabels::default(),
         };
         let container = Arc::new(record.into_container(Arc::new(lost.into_pod())));
         let mut clean_up = CleanUp::default();

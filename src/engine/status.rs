@@ -202,6 +202,8 @@ impl Engine {
             info.insert("nri".to_owned(), nri.to_string());
             let cdi = json!({ "directories": core.lower.cdi_spec_dirs });
             info.insert("cdi".to_owned(), cdi.to_string());
+            let selinux = core.lower.selinux_info();
+            info.insert("selinux".to_owned(), selinux.to_string());
             let counts = json!({ "pods": core.pods.len(), "containers": core.containers.len() });
             info.insert("counts".to_owned(), counts.to_string());
         }

@@ -171,6 +171,7 @@ impl Node {
             cdi_spec_dirs: vec![self.path("cdi-files")],
             hooks_dirs: vec![],
             handlers: self.handlers.clone(),
+            selinux: None,
         };
         let nri = Nri::new(NriConfig {
             socket: Some(self.path("nri.sock")),

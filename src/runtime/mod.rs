@@ -13,6 +13,8 @@ pub(crate) mod plan;
 #[cfg(feature = "daemon")]
 pub(crate) mod seccomp;
 #[cfg(feature = "daemon")]
+pub(crate) mod selinux;
+#[cfg(feature = "daemon")]
 pub(crate) mod signals;
 #[cfg(feature = "daemon")]
 pub(crate) mod spec;

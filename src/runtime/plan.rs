@@ -42,6 +42,8 @@ pub(crate) struct Plan {
     pub(crate) process: ProcessPlan,
     /// Absent: none.
     pub(crate) hooks: Option<Box<Hooks>>,
+    /// SELinux label of every filesystem that is made for it (`context=`); empty: none.
+    pub(crate) mount_label: String,
 }
 
 /// What the monitor must know before it clones: the front of every encoded plan, all that it decodes of one.

@@ -11,6 +11,8 @@ pub(crate) use rustix::fs::{
     chmodat, chownat, fchmod, fchown, fgetxattr, flistxattr, fsetxattr, fstat, fstatfs, futimens,
     makedev, mkdirat, mknodat, open, openat, readlinkat, stat, statat, symlinkat, utimensat,
 };
+#[cfg(feature = "daemon")]
+pub(crate) use rustix::fs::{getxattr, lgetxattr, lsetxattr, setxattr};
 use rustix::io::Errno;
 
 /// `f_type` of procfs.

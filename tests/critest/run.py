@@ -49,6 +49,7 @@ BENCHMARKS = {"containersNumber": 20, "containersNumberParallel": 2, "containerB
               "imagePullingBenchmarkImage": "registry.k8s.io/e2e-test-images/busybox:1.29-2",
               "imageListingBenchmarkImages": ["registry.k8s.io/e2e-test-images/busybox:1.29-2"],
               "podContainerStartBenchmarkTimeoutSeconds": 60}
+SELINUX = "/sys/fs/selinux/enforce"
 APPARMOR = "/sys/module/apparmor/parameters/enabled"
 
 ORIGINAL_DIGEST = b"9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf"
@@ -213,6 +214,8 @@ def main():
             sys.exit(suite(args, work, args.images or options.registry.prepare(), args.socket))
     if args.runtime_handler in ("runc", "crun"):
         runtimes.Runtime.handlers = {args.runtime_handler: runtimes.handler(args.runtime_handler)}
+    if os.path.exists(SELINUX):
+        runtimes.Berth.extra = {**runtimes.Berth.extra, "selinux": True}
     steps, status = report.Steps("critest harness"), 1
     with options.session(args, steps) as s:
         status = suite(args, s.work, s.images, s.runtime.socket)

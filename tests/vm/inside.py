@@ -12,6 +12,7 @@ import time
 
 TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 COMMON = ["--host", "--images", "/payload/images"]
+ON_SELINUX = ("selinux", "selinux-critest")  # only where the node was booted with it
 STEPS = {
     "quickstart": [TESTS + "/quickstart/run.py", "--host"],
     "crictl": [TESTS + "/crictl/walkthrough.py", *COMMON],
@@ -21,6 +22,8 @@ STEPS = {
     "userns": [TESTS + "/userns/run.py", *COMMON],
     "volumes": [TESTS + "/volumes/run.py", *COMMON],
     "security": [TESTS + "/security/run.py", *COMMON],
+    "selinux": [TESTS + "/selinux/run.py", *COMMON],
+    "selinux-critest": [TESTS + "/critest/run.py", "SELinux", *COMMON],
     "kubelet": [TESTS + "/kubelet/run.py", *COMMON],
     "critest": [TESTS + "/critest/run.py", "--all", *COMMON],
 }
@@ -37,7 +40,8 @@ def main():
     with open("/sys/fs/cgroup/cgroup.controllers") as f:
         print(f"node: {os.uname().release}, cgroup v2 with {f.read().strip()}", flush=True)
     rows = []
-    for name in args.steps or [s for s in STEPS if s != "quickstart" or args.runtime == "berth"]:
+    usual = [s for s in STEPS if s not in ON_SELINUX and (s != "quickstart" or args.runtime == "berth")]
+    for name in args.steps or usual:
         print(f"\n=== in the node: {name}", flush=True)
         start = time.monotonic()
         arguments = [] if name == "quickstart" else ["--runtime", args.runtime]

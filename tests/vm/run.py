@@ -3,7 +3,7 @@
 
     run.py [STEP...] [--runtime NAME] [--artifacts DIR]
 
-Steps are those of inside.py, and reboot (default: all). The binaries, tools, tests and the prepared
+Steps are those of inside.py, and reboot (default: all). Those of SELinux run in a node of their own, booted with it. The binaries, tools, tests and the prepared
 images travel as the node's read-only /payload; hack/vm boots it and gives back the output.
 """
 
@@ -18,9 +18,11 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "images")]
 from harness import runtimes  # noqa: E402
+import inside  # noqa: E402
 import registry  # noqa: E402
 
 TIME_FACTOR = "8"
+SELINUX = "security=selinux selinux=1 enforcing=0"  # kernel arguments; the test enforces it
 PEERS = ("CONTAINERD", "CONTAINERD_SHIM", "RUNC")
 CNI = ("/usr/lib/cni/bridge", "/usr/lib/cni/host-local", "/usr/lib/cni/portmap", "/usr/lib/cni/loopback")
 
@@ -83,17 +85,22 @@ def main():
         content = os.path.join(directory, "payload")
         variables = payload(content, args.runtime)
 
-        def boot(command, arguments=""):
+        def boot(command, arguments="", kernel=""):
             environment = {**os.environ, "VM_INIT": "systemd", "VM_TIMEOUT": str(args.timeout),
                            "VM_ENV": " ".join(f"{k}={v}" for k, v in variables.items()),
+                           "VM_APPEND": (os.environ.get("VM_APPEND", "") + " " + kernel).strip(),
                            "VM_QEMU_ARGS": (os.environ.get("VM_QEMU_ARGS", "") + arguments).strip(),
                            **({"VM_ARTIFACTS": args.artifacts} if args.artifacts else {})}
             return subprocess.run([hack + "/run", "-", "-", content, command], env=environment, check=False).returncode
 
-        steps = [s for s in args.steps if s != "reboot"]
+        steps = [s for s in args.steps if s != "reboot" and s not in inside.ON_SELINUX]
+        on_selinux = [s for s in inside.ON_SELINUX if s in args.steps or not args.steps]
+        script = ["exec python3 -u /payload/repo/tests/vm/inside.py", "--runtime", args.runtime]
         code = 0
         if steps or not args.steps:
-            code = boot(" ".join(["exec python3 -u /payload/repo/tests/vm/inside.py", "--runtime", args.runtime, *steps]))
+            code = boot(" ".join([*script, *steps]))
+        if args.runtime == "berth" and on_selinux:
+            code = boot(" ".join([*script, *on_selinux]), kernel=SELINUX) or code
         if args.runtime == "berth" and ("reboot" in args.steps or not args.steps):
             code = reboot(boot, directory) or code
     sys.exit(code)

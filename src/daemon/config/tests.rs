@@ -71,6 +71,8 @@ fn values_that_cannot_be_say_why() {
         ("log_level = \"loud\"", "log_level"),
         ("log_format = \"xml\"", "json"),
         ("metrics_address = \"localhost\"", "address with a port"),
+        ("selinux_category_range = 1", "2 to 1024"),
+        ("selinux_category_range = 1025", "2 to 1024"),
         ("max_concurrent_downloads = 0", "at least 1"),
         ("nri_socket = \"nri.sock\"", "absolute path"),
         ("nri_request_timeout = 0", "600000"),

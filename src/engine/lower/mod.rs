@@ -7,6 +7,7 @@ mod images;
 mod monitors;
 mod network;
 mod plans;
+mod selinux;
 
 pub(crate) use external::bundle_of;
 pub(crate) use images::{Held, ImageVolume};
@@ -20,6 +21,7 @@ use crate::engine::Parts;
 use crate::engine::core::{EngineConfig, blocking_step};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::handlers::Features;
+use crate::engine::lower::selinux::Labels;
 use crate::engine::monitor_client::{MonitorConfig, MonitorPool};
 use crate::engine::pod::Pod;
 use crate::images::ImageStore;
@@ -47,6 +49,8 @@ pub(crate) struct Lower {
     pub(crate) max_log_line: u32,
     /// Why pods can have no user namespace of their own here, if so.
     no_user_namespaces: Option<String>,
+    /// SELinux labels, where they are in use.
+    labels: Labels,
     /// Directories of CDI files, the last one wins.
     pub(crate) cdi_spec_dirs: Vec<PathBuf>,
     /// Directories of hooks, the last one wins.
@@ -90,7 +94,7 @@ impl Lower {
     /// Opens what the engine itself owns of the layers below.
     ///
     /// # Errors
-    /// [`EngineError::Step`]: no cgroups, or no monitor program.
+    /// [`EngineError::Step`]: no cgroups, no monitor program, or no SELinux policy for containers where labels are wanted.
     pub(crate) async fn open(config: &EngineConfig, parts: Parts) -> Result<Self> {
         let path = monitors_cgroup(&config.cgroup_root);
         let (cgroups, own, host) = blocking_step("find the cgroups of this node", move || {
@@ -103,6 +107,7 @@ impl Lower {
             // Ahead of the first container that needs it, which would wait; a failure is that container's error.
             let _ahead = std::thread::Builder::new().spawn(crate::runtime::apparmor::load_default);
         }
+        let labels = Labels::open(config.selinux)?;
         let followers = Tasks::default();
         let monitor = MonitorConfig {
             program: config.monitor.clone(),
@@ -123,6 +128,7 @@ impl Lower {
             followers,
             max_log_line: config.max_log_line,
             no_user_namespaces,
+            labels,
             cdi_spec_dirs: config.cdi_spec_dirs.clone(),
             hooks_dirs: config.hooks_dirs.clone(),
             cgroup_root: config.cgroup_root.clone(),

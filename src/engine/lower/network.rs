@@ -13,6 +13,7 @@ use crate::engine::core::{blocking, blocking_step, give};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::facade::Condition;
 use crate::engine::lower::Lower;
+use crate::engine::lower::selinux::label_files;
 use crate::engine::pod::Pod;
 use crate::network::devices::{self, MovedDevices};
 use crate::network::{LivePod, NetworkError, dns};
@@ -212,5 +213,5 @@ fn write_files(pod: &Pod, directory: &Path, ips: &[IpAddr]) -> Result<()> {
         write_atomic(&path, text.as_bytes(), 0o644, Durability::Process)?;
         give(&path, pod)?;
     }
-    Ok(())
+    label_files(directory, &pod.labels.mount)
 }

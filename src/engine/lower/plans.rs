@@ -10,6 +10,7 @@ use crate::engine::core::{Core, give, make_directory};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::lower::external::{self, Order};
 use crate::engine::lower::hooks;
+use crate::engine::lower::selinux::label_file;
 use crate::engine::lower::{Held, Lower};
 use crate::engine::pod::Pod;
 use crate::engine::state::ContainerPhase;
@@ -61,7 +62,8 @@ impl Lower {
     pub(crate) fn prepare_sandbox(&self, core: &Core, pod: &Pod) -> Result<Plan> {
         let cgroup = pod.pause_cgroup();
         let failed = || "sandbox config";
-        let prepared = prepare::sandbox(&pod.config).map_err(EngineError::step(failed()))?;
+        let mut prepared = prepare::sandbox(&pod.config).map_err(EngineError::step(failed()))?;
+        prepared.labels = pod.labels.clone();
         let dirs = self
             .cgroups
             .dirs(&cgroup)
@@ -109,8 +111,10 @@ impl Lower {
         let (pod, config) = (&container.pod, &container.config);
         let path = container.cgroup();
         let failed = || "container config";
-        let prepared = prepare::container(config, &pod.handler, &self.host)
+        let labels = self.label_container(container)?;
+        let mut prepared = prepare::container(config, &pod.handler, &self.host)
             .map_err(EngineError::step(failed()))?;
+        prepared.labels = labels;
         let dirs = self
             .cgroups
             .dirs(&path)
@@ -137,6 +141,7 @@ impl Lower {
             upper: &own.join("upper"),
             work: &own.join("work"),
             volatile: core.volatile,
+            empty_layer: &own.join("empty"),
             volumes_directory: &own.join("volumes"),
             cgroup_join: dirs.join.clone(),
             cgroup_path: &path,
@@ -209,7 +214,9 @@ impl Lower {
         for (volume, _) in &built.plan.declared_volumes {
             make_directory(volume, 0o755)?;
             give(volume, &container.pod)?;
+            label_file(volume, &built.plan.mount_label)?;
         }
+        self.relabel(core, container, &built.plan.mount_label)?;
         let plan = built
             .plan
             .encode()

@@ -180,6 +180,7 @@ impl Pod {
             declared_volumes: vec![],
             hooks: None,
             process,
+            mount_label: String::new(),
         }
     }
 
@@ -311,6 +312,7 @@ fn sandbox_plan() -> Plan {
         declared_volumes: vec![],
         hooks: None,
         process: process(&[]),
+        mount_label: String::new(),
     }
 }
 

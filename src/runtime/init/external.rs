@@ -174,10 +174,10 @@ fn stage_mounts(
     mount::make_all_private().context("rootfs", "mount_setattr", "/")?;
     for (mount, tree) in plan.mounts.iter().zip(&mut trees) {
         if let MountSource::Image { lower, sub_path } = &mount.source {
-            *tree = Some(mounts::image(lower, sub_path)?);
+            *tree = Some(mounts::image(lower, sub_path, &plan.mount_label)?);
         }
     }
-    let root = root_of(&plan.rootfs)?;
+    let root = root_of(plan)?;
     attach(bundle, "rootfs", &root)?;
     for (index, (mount, tree)) in plan.mounts.iter().zip(&trees).enumerate() {
         if let (Some(name), Some(tree)) = (staged(index, mount), tree) {
@@ -187,8 +187,8 @@ fn stage_mounts(
     Ok(root)
 }
 
-fn root_of(plan: &Rootfs) -> Result<OwnedFd, Fault> {
-    match plan {
+fn root_of(plan: &Plan) -> Result<OwnedFd, Fault> {
+    match &plan.rootfs {
         Rootfs::Pause { .. } => Err(Fault::check(STAGE, "pause", "not here")),
         Rootfs::Directory { path, .. } => rootfs::directory(path),
         Rootfs::Overlay {
@@ -199,7 +199,7 @@ fn root_of(plan: &Rootfs) -> Result<OwnedFd, Fault> {
             readonly: _,
         } => {
             let upper = upper.as_deref().map(|upper| (upper, work.as_path()));
-            rootfs::overlay(lower, upper, *volatile)
+            rootfs::overlay(lower, upper, *volatile, &plan.mount_label)
         }
     }
 }

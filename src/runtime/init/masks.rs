@@ -26,15 +26,15 @@ pub(super) enum Masks {
 }
 
 impl Masks {
-    /// Prepares what hides these paths, before the host's root goes.
-    pub(super) fn prepare(masked: &[String]) -> Result<Self, Fault> {
+    /// Prepares what hides these paths, before the host's root goes; `label` as for [`tmpfs`].
+    pub(super) fn prepare(masked: &[String], label: &str) -> Result<Self, Fault> {
         if masked.is_empty() {
             return Ok(Self::None);
         }
         let options = [("mode", "755"), ("size", "4k"), ("nr_inodes", "4")];
         let attributes =
             mount::attribute::NOSUID | mount::attribute::NODEV | mount::attribute::NOEXEC;
-        let holder = tmpfs(&options, attributes)?;
+        let holder = tmpfs(&options, attributes, label)?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDONLY | OFlags::CLOEXEC;
         let _file = file::openat(&holder, "file", flags, Mode::from_raw_mode(0o444))
             .context(STAGE, "openat", "file")?;

@@ -123,7 +123,7 @@ fn follow(
     if let Some(user) = user {
         rootfs::map_layers(&plan, user)?;
     }
-    let root = rootfs::build(&plan.rootfs, user)?;
+    let root = rootfs::build(&plan.rootfs, &plan.mount_label, user)?;
     host.gather_images(&plan)?;
     let own_pid = plan.namespaces.pid == NamespaceSource::New;
     let inside = Inside {
@@ -174,7 +174,8 @@ impl Inside {
             join::new(&plan.namespaces)?;
             mount::make_all_private().context("rootfs", "mount_setattr", "/")?;
         }
-        credentials::join_new_session_keyring().context("process", "keyctl", "session keyring")?;
+        let proc = ProcFs::for_plan(plan)?;
+        process::join_new_keyring(&plan.process, proc.0.as_ref())?;
         if !plan.hostname.is_empty() && plan.namespaces.uts == NamespaceSource::New {
             credentials::set_host_name(&plan.hostname).context(
                 "namespace",
@@ -182,16 +183,15 @@ impl Inside {
                 &plan.hostname,
             )?;
         }
-        let proc = ProcFs::for_plan(plan)?;
         set_sysctls(plan, &proc)?;
         if let Rootfs::Pause { shm_size } = plan.rootfs {
-            return pause(plan, shm_size, control);
+            return pause(plan, shm_size, control, &proc);
         }
         self.host.mount_kernel_filesystems(plan)?;
         let root = self.root.take();
         let root = root.ok_or_else(|| Fault::check("rootfs", "check", "none was made"))?;
         let mut root = match &plan.hooks {
-            None => rootfs::enter(root, &plan.rootfs, &plan.masked_paths)?,
+            None => rootfs::enter(root, plan)?,
             Some(hooks) => rootfs::show(root, plan, hooks)?,
         };
         mounts::attach_all(plan, &mut self.host, root.fd.as_fd())?;
@@ -252,12 +252,12 @@ fn follow_exec(
     } else {
         join::all_of(request.container, 0)?;
     }
-    credentials::join_new_session_keyring().context("process", "keyctl", "session keyring")?;
     let proc = if plan.process.apparmor.is_empty() && plan.process.selinux.is_empty() {
         ProcFs(None)
     } else {
         ProcFs::new()?
     };
+    process::join_new_keyring(&plan.process, proc.0.as_ref())?;
     let root = mount::open_root().context("rootfs", "open", "/")?;
     let user = user::look_up(root.as_fd(), &plan.process.user)?;
     let cwd = process::open_cwd(root.as_fd(), &plan.process.cwd, process::Cwd::MustExist)?;
@@ -347,10 +347,33 @@ fn take_pod_shm(plan: &Plan, request: &CreateRequest<'_>) -> Result<Option<Owned
 }
 
 /// Pause: a tiny read-only root with nothing but `/dev/shm`.
-fn pause(plan: &Plan, shm_size: u64, control: BorrowedFd<'_>) -> Result<process::Abandoned, Fault> {
+fn pause(
+    plan: &Plan,
+    shm_size: u64,
+    control: BorrowedFd<'_>,
+    proc: &ProcFs,
+) -> Result<process::Abandoned, Fault> {
+    let label = plan.mount_label.as_str();
     let program = memfd::program("pause", PAUSE).context("exec", "memfd_create", "pause")?;
+    if !label.is_empty() {
+        // What a confined process may execute is told by the label of the file.
+        let flags = file::XattrFlags::empty();
+        let set = file::fsetxattr(&program, "security.selinux", label.as_bytes(), flags);
+        let set = set.map_err(std::io::Error::from);
+        // Where memory files may not be executed it lies on a read-only tmpfs.
+        if !set
+            .as_ref()
+            .is_err_and(|e| e.kind() == std::io::ErrorKind::ReadOnlyFilesystem)
+        {
+            set.context("label", "fsetxattr", "pause")?;
+        }
+    }
     mount::make_all_private().context("rootfs", "mount_setattr", "/")?;
-    let root = rootfs::tmpfs(&[("mode", "755"), ("size", "4k"), ("nr_inodes", "4")], 0)?;
+    let root = rootfs::tmpfs(
+        &[("mode", "755"), ("size", "4k"), ("nr_inodes", "4")],
+        0,
+        label,
+    )?;
     let shm = file::make_in(root.as_fd(), Path::new("/dev/shm"), Make::Directory)
         .context("rootfs", "mkdir", "/dev/shm")?;
     rootfs::pivot_into(root.as_fd())?;
@@ -358,11 +381,11 @@ fn pause(plan: &Plan, shm_size: u64, control: BorrowedFd<'_>) -> Result<process:
         let size = shm_size.to_string();
         let attributes =
             mount::attribute::NOSUID | mount::attribute::NODEV | mount::attribute::NOEXEC;
-        let memory = rootfs::tmpfs(&[("mode", "1777"), ("size", &size)], attributes)?;
+        let memory = rootfs::tmpfs(&[("mode", "1777"), ("size", &size)], attributes, label)?;
         mount::attach(memory.as_fd(), shm.as_fd()).context("rootfs", "move_mount", "/dev/shm")?;
     }
     rootfs::make_readonly(root.as_fd(), false)?;
-    process::run_pause(plan, program.as_fd(), control)
+    process::run_pause(plan, program.as_fd(), control, proc.0.as_ref())
 }
 
 /// Opens a directory of the host for later use as a path by descriptor.

@@ -11,7 +11,7 @@ use crate::runtime::userns;
 use crate::sys::file::{self, FileType, Make, Mode, OFlags, PROC_SUPER_MAGIC};
 use crate::sys::mount::{self, Change, Filesystem, attribute, propagation};
 
-use super::rootfs::{attach_at_top, make_readonly, overlay, tmpfs};
+use super::rootfs::{attach_at_top, make_readonly, overlay, set_context, tmpfs};
 use super::{ProcFs, Step, copy};
 
 const STAGE: &str = "mount";
@@ -104,7 +104,7 @@ impl Host {
             if let MountSource::Filesystem { kind, options } = &mount.source
                 && matches!(kind.as_str(), "proc" | "sysfs")
             {
-                *source = Source::Tree(new_filesystem(mount, kind, options)?);
+                *source = Source::Tree(new_filesystem(mount, kind, options, "")?);
             }
         }
         Ok(())
@@ -114,7 +114,7 @@ impl Host {
     pub(super) fn gather_images(&mut self, plan: &Plan) -> Step {
         for (mount, source) in plan.mounts.iter().zip(&mut self.sources) {
             if let MountSource::Image { lower, sub_path } = &mount.source {
-                *source = Source::Tree(image(lower, sub_path)?);
+                *source = Source::Tree(image(lower, sub_path, &plan.mount_label)?);
             }
         }
         Ok(())
@@ -145,9 +145,13 @@ pub(super) fn check_propagation(path: &Path, wanted: MountPropagation) -> Step {
     }
 }
 
-/// Layers of an image as a mount, or a directory inside: its links lead nowhere else.
-pub(super) fn image(lower: &[std::path::PathBuf], sub_path: &str) -> Result<OwnedFd, Fault> {
-    let whole = overlay(lower, None, false)?;
+/// Layers of an image as a mount, or a directory inside: its links lead nowhere else. `label` as for [`overlay`].
+pub(super) fn image(
+    lower: &[std::path::PathBuf],
+    sub_path: &str,
+    label: &str,
+) -> Result<OwnedFd, Fault> {
+    let whole = overlay(lower, None, false, label)?;
     if sub_path.is_empty() {
         return Ok(whole);
     }
@@ -175,7 +179,7 @@ pub(super) fn attach_all(plan: &Plan, host: &mut Host, root: BorrowedFd<'_>) -> 
                 attach_volume(host, number, path, root)?;
             }
         }
-        attach(mount, source, root)?;
+        attach(mount, source, root, &plan.mount_label)?;
     }
     for (number, (_, path)) in plan.declared_volumes.iter().enumerate() {
         attach_volume(host, number, path, root)?;
@@ -194,19 +198,19 @@ fn attach_volume(host: &mut Host, number: usize, path: &str, root: BorrowedFd<'_
     set_propagation(volume.as_fd(), MountPropagation::Private, path)
 }
 
-fn attach(plan: &MountPlan, source: Source, root: BorrowedFd<'_>) -> Step {
+fn attach(plan: &MountPlan, source: Source, root: BorrowedFd<'_>, label: &str) -> Step {
     let path = &plan.target;
     match (&plan.source, source) {
         (MountSource::Filesystem { kind, options }, made) => {
             let mounted = match made {
                 Source::Tree(mounted) => mounted,
-                _ => new_filesystem(plan, kind, options)?,
+                _ => new_filesystem(plan, kind, options, label)?,
             };
             place_filesystem(mounted.as_fd(), kind, path, root)
         }
         (MountSource::CgroupV1(list), Source::Hierarchies(trees)) => {
             let names = list.iter().map(|(_, name)| name.as_str());
-            hierarchies(plan, names.zip(trees), root)
+            hierarchies(plan, names.zip(trees), root, label)
         }
         (source, Source::Tree(tree)) => {
             let status = file::fstat(&tree).context(STAGE, "fstat", path)?;
@@ -357,9 +361,14 @@ fn new_filesystem(
     plan: &MountPlan,
     kind: &str,
     options: &[(String, String)],
+    label: &str,
 ) -> Result<OwnedFd, Fault> {
     let mut attributes = attributes_of(plan.attributes);
     let filesystem = Filesystem::open(kind).context(STAGE, "fsopen", kind)?;
+    // Others are one for the node, or for the IPC namespace, and have the labels of the policy.
+    if matches!(kind, "tmpfs" | "devpts") {
+        set_context(&filesystem, label)?;
+    }
     for (key, value) in options {
         match key.as_str() {
             "nosuid" => attributes |= attribute::NOSUID,
@@ -375,10 +384,30 @@ fn new_filesystem(
             )?,
         }
     }
-    filesystem.mount(attributes).map_err(|error| {
+    let mounted = filesystem.mount(attributes).map_err(|error| {
         let what = format_args!("{kind} {}", filesystem.explain()).to_string();
         Fault::call(STAGE, "fsmount", what.trim_end(), &error)
-    })
+    })?;
+    if kind == "mqueue" {
+        // The containers of a pod share it, so that it takes no context: only its top is labelled.
+        set_label(mounted.as_fd(), label)?;
+    }
+    Ok(mounted)
+}
+
+/// Gives a file of a filesystem of ours a SELinux label, unless that is empty.
+pub(super) fn set_label(file: BorrowedFd<'_>, label: &str) -> Step {
+    if label.is_empty() {
+        return Ok(());
+    }
+    let readable = file::openat(file, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let readable = readable.context("label", "openat", label)?;
+    let flags = file::XattrFlags::empty();
+    file::fsetxattr(&readable, "security.selinux", label.as_bytes(), flags).context(
+        "label",
+        "fsetxattr",
+        label,
+    )
 }
 
 fn place_filesystem(mounted: BorrowedFd<'_>, kind: &str, path: &str, root: BorrowedFd<'_>) -> Step {
@@ -409,10 +438,11 @@ fn hierarchies<'a>(
     plan: &MountPlan,
     list: impl Iterator<Item = (&'a str, OwnedFd)>,
     root: BorrowedFd<'_>,
+    label: &str,
 ) -> Step {
     let path = &plan.target;
     let flags = attributes_of(plan.attributes) & !attribute::READONLY;
-    let holder = tmpfs(&[("mode", "755")], flags)?;
+    let holder = tmpfs(&[("mode", "755")], flags, label)?;
     let target = plain_directory(root, path)?;
     mount::attach(holder.as_fd(), target.as_fd()).context(STAGE, "move_mount", path)?;
     for (name, tree) in list {

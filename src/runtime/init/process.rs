@@ -32,6 +32,18 @@ pub(super) fn set_oom_score(plan: &ProcessPlan) -> Step {
     Ok(())
 }
 
+/// A session keyring of its own, with the SELinux label of the process. (The exec resets `keycreate`.)
+pub(super) fn join_new_keyring(plan: &ProcessPlan, proc: Option<&OwnedFd>) -> Step {
+    if !plan.selinux.is_empty() {
+        let missing = || Fault::check("label", "procfs", "not mounted");
+        let (proc, path) = (proc.ok_or_else(missing)?, "self/attr/keycreate");
+        let label = plan.selinux.as_bytes();
+        let written = file::write_kernel(proc.as_fd(), Path::new(path), label);
+        written.context("label", "write", format_args!("{} to {path}", plan.selinux))?;
+    }
+    credentials::join_new_session_keyring().context("process", "keyctl", "session keyring")
+}
+
 /// What to do where the working directory is missing.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cwd {
@@ -401,7 +413,9 @@ pub(super) fn run_pause(
     plan: &Plan,
     program: BorrowedFd<'_>,
     control: BorrowedFd<'_>,
+    proc: Option<&OwnedFd>,
 ) -> Result<Abandoned, Fault> {
+    label(&plan.process, proc)?;
     let _session = crate::sys::process::new_session();
     let user = User {
         uid: 0,

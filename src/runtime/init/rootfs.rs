@@ -25,9 +25,11 @@ pub(super) struct Root {
     pub(super) masks: Masks,
 }
 
-/// Makes the root, attached nowhere; none for pause. Everything is private by now. `user`: whose mappings a directory takes.
+/// Makes the root, attached nowhere; none for pause. Everything is private by now. `label`: SELinux label of
+/// an overlay, or empty; `user`: whose mappings a directory takes.
 pub(super) fn build(
     rootfs: &Rootfs,
+    label: &str,
     user: Option<BorrowedFd<'_>>,
 ) -> Result<Option<OwnedFd>, Fault> {
     match rootfs {
@@ -42,6 +44,7 @@ pub(super) fn build(
             lower,
             upper.as_deref().map(|upper| (upper, work.as_path())),
             *volatile,
+            label,
         )
         .map(Some),
         Rootfs::Directory { path, .. } => {
@@ -89,10 +92,10 @@ pub(super) fn map_layers(plan: &Plan, user: BorrowedFd<'_>) -> Step {
 }
 
 /// Moves into the root that [`build`] made.
-pub(super) fn enter(fd: OwnedFd, rootfs: &Rootfs, masked: &[String]) -> Result<Root, Fault> {
-    let masks = Masks::prepare(masked)?;
+pub(super) fn enter(fd: OwnedFd, plan: &Plan) -> Result<Root, Fault> {
+    let masks = Masks::prepare(&plan.masked_paths, &plan.mount_label)?;
     pivot_into(fd.as_fd())?;
-    if matches!(rootfs, Rootfs::Overlay { upper: None, .. }) {
+    if matches!(plan.rootfs, Rootfs::Overlay { upper: None, .. }) {
         // At once: not even a mount point may be made in a shared layer.
         make_readonly(fd.as_fd(), false)?;
     }
@@ -101,7 +104,7 @@ pub(super) fn enter(fd: OwnedFd, rootfs: &Rootfs, masked: &[String]) -> Result<R
 
 /// Attaches the root that [`build`] made where hooks look for it, to be moved into by [`pivot`].
 pub(super) fn show(fd: OwnedFd, plan: &Plan, hooks: &Hooks) -> Result<Root, Fault> {
-    let masks = Masks::prepare(&plan.masked_paths)?;
+    let masks = Masks::prepare(&plan.masked_paths, &plan.mount_label)?;
     let place = super::hooks::mount_point(hooks)?;
     let shown = hooks.bundle.display();
     mount::attach(fd.as_fd(), place.as_fd()).context(STAGE, "move_mount", shown)?;
@@ -138,9 +141,24 @@ pub(super) fn attach_at_top(mount: BorrowedFd<'_>) -> Step {
     mount::attach(mount, top.as_fd()).context(STAGE, "move_mount", "/")
 }
 
-/// A detached tmpfs.
-pub(super) fn tmpfs(options: &[(&str, &str)], attributes: u64) -> Result<OwnedFd, Fault> {
+/// Gives all files of a filesystem in the making one SELinux label, unless that is empty.
+pub(super) fn set_context(filesystem: &Filesystem, label: &str) -> Step {
+    if label.is_empty() {
+        return Ok(());
+    }
+    let shown = format_args!("context={label}").to_string();
+    let set = filesystem.set("context", label.as_bytes());
+    set.context("mount", "fsconfig", shown)
+}
+
+/// A detached tmpfs with this SELinux label, or none.
+pub(super) fn tmpfs(
+    options: &[(&str, &str)],
+    attributes: u64,
+    label: &str,
+) -> Result<OwnedFd, Fault> {
     let filesystem = Filesystem::open("tmpfs").context("mount", "fsopen", "tmpfs")?;
+    set_context(&filesystem, label)?;
     for (key, value) in options {
         filesystem.set(key, value.as_bytes()).context(
             "mount",
@@ -154,20 +172,22 @@ pub(super) fn tmpfs(options: &[(&str, &str)], attributes: u64) -> Result<OwnedFd
 }
 
 /// A detached overlay: `upper` is (writable layer, work directory). Without one it is read-only, but for one lower layer
-/// alone, which is then a copy of its directory: the caller makes it read-only.
+/// alone, which is then a copy of its directory: the caller makes it read-only. `label`: its SELinux label, or empty.
 pub(super) fn overlay(
     lower: &[PathBuf],
     upper: Option<(&Path, &Path)>,
     volatile: bool,
+    label: &str,
 ) -> Result<OwnedFd, Fault> {
     if let (None, [only]) = (upper, lower) {
         return directory(only);
     }
     let filesystem = Filesystem::open("overlay").context(STAGE, "fsopen", "overlay")?;
+    set_context(&filesystem, label)?;
     match configure(&filesystem, lower, upper, volatile) {
         // Before Linux 6.7 there is no `lowerdir+`, and an option of fsconfig(2) has at most 255 bytes.
         Err(fault) if fault.errno == EINVAL && fault.argument.starts_with("lowerdir+") => {
-            overlay_by_path(lower, upper, volatile)
+            overlay_by_path(lower, upper, volatile, label)
         }
         Err(mut fault) => {
             let said = filesystem.explain();
@@ -214,6 +234,7 @@ pub(super) fn overlay_by_path(
     lower: &[PathBuf],
     upper: Option<(&Path, &Path)>,
     volatile: bool,
+    label: &str,
 ) -> Result<OwnedFd, Fault> {
     const PAGE: usize = 4096;
     let mut options = b"lowerdir=".to_vec();
@@ -233,6 +254,10 @@ pub(super) fn overlay_by_path(
         }
     }
     options.extend(b",index=off");
+    if !label.is_empty() {
+        // Quoted: a level has commas.
+        options.extend(format!(",context=\"{label}\"").into_bytes());
+    }
     if options.len() >= PAGE {
         let what = format_args!(
             "{} layers need {} bytes of options",

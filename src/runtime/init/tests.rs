@@ -191,6 +191,7 @@ fn plan(image: &Image, script: &str) -> Plan {
         declared_volumes: Vec::new(),
         hooks: None,
         process: process(script),
+        mount_label: String::new(),
     }
 }
 

@@ -24,8 +24,6 @@ pub(crate) struct HostFacts {
     pub(crate) seccomp_actions: Vec<String>,
     /// AppArmor is on.
     pub(crate) apparmor: bool,
-    /// SELinux is on.
-    pub(crate) selinux: bool,
     /// Number of the last capability of the kernel.
     pub(crate) last_capability: u32,
     /// The daemon's own bounding set.
@@ -68,7 +66,6 @@ impl HostFacts {
                 .collect(),
             apparmor: read("/sys/module/apparmor/parameters/enabled").trim() == "Y"
                 && Path::new("/sys/kernel/security/apparmor").is_dir(),
-            selinux: Path::new("/sys/fs/selinux/enforce").exists(),
             last_capability: read("/proc/sys/kernel/cap_last_cap")
                 .trim()
                 .parse()

@@ -85,6 +85,8 @@ pub(crate) struct ContainerInput<'a> {
     pub(crate) work: &'a Path,
     /// Overlay's `volatile` option.
     pub(crate) volatile: bool,
+    /// An empty directory, which exists where SELinux labels are given: the second layer of images that have one only.
+    pub(crate) empty_layer: &'a Path,
     /// Directory for the volumes that the image declares: `Plan::declared_volumes` are its subdirectories,
     /// to be made by the engine.
     pub(crate) volumes_directory: &'a Path,
@@ -177,6 +179,7 @@ pub(crate) fn container(input: &ContainerInput<'_>, host: &HostFacts) -> Result<
         declared_volumes: mounts.declared_volumes,
         process,
         hooks: None,
+        mount_label: input.prepared.labels.mount.clone(),
     };
     let external = input.handler.runtime.is_some();
     edit::plan(&mut plan, &mut device_rules, input.edits, external, host)?;
@@ -259,11 +262,7 @@ fn process_of_container(
             input.prepared.apparmor_default,
             host,
         )?,
-        selinux: security::selinux(
-            &format!("{field}.selinux_options"),
-            security.selinux.as_ref(),
-            host,
-        )?,
+        selinux: input.prepared.labels.process.clone(),
         terminal: config.tty,
         umask: None,
         tuning: Tuning::default(),
@@ -325,11 +324,7 @@ pub(crate) fn sandbox(input: &SandboxInput<'_>, host: &HostFacts) -> Result<Buil
             input.prepared.apparmor_default,
             host,
         )?,
-        selinux: security::selinux(
-            &format!("{field}.selinux_options"),
-            security.selinux.as_ref(),
-            host,
-        )?,
+        selinux: input.prepared.labels.process.clone(),
         terminal: false,
         umask: None,
         tuning: Tuning::default(),
@@ -359,6 +354,7 @@ pub(crate) fn sandbox(input: &SandboxInput<'_>, host: &HostFacts) -> Result<Buil
         declared_volumes: vec![],
         process,
         hooks: None,
+        mount_label: input.prepared.labels.mount.clone(),
     };
     let device_rules = devices::of_sandbox();
     let extras = oci::Extras {

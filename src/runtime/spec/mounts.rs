@@ -253,14 +253,6 @@ fn checked(index: usize, mount: &Mount, host: &HostFacts) -> Result<(String, Mou
     let field = |name: &str| format!("mounts[{index}].{name}");
     let target = target(&field("container_path"), mount)?;
     let mut attributes = options(&field("mount_options"), &mount.mount_options)?;
-    if mount.selinux_relabel && host.selinux {
-        let mend = "label the volume on the node";
-        return Err(SpecError::unimplemented(
-            field("selinux_relabel"),
-            true,
-            mend,
-        ));
-    }
     check_mappings(&field("uidMappings"), mount, host)?;
     attributes.readonly = mount.readonly;
     if mount.recursive_read_only {
@@ -410,8 +402,13 @@ fn image_volume(
         ));
     }
     attributes.readonly = true;
+    let mut lower = layers.lower.clone();
+    if let ([_], false) = (&lower[..], input.prepared.labels.mount.is_empty()) {
+        // A label needs an overlay, and that needs two layers.
+        lower.push(input.empty_layer.to_owned());
+    }
     Ok(MountSource::Image {
-        lower: layers.lower.clone(),
+        lower,
         sub_path: mount.image_sub_path.clone(),
     })
 }

@@ -397,6 +397,7 @@ fn linux(plan: &Plan, extras: &Extras<'_>) -> oci::Linux {
         .set_devices(Some(plan.devices.iter().map(device).collect()))
         .set_seccomp(extras.seccomp.map(|compiled| compiled.description.clone()))
         .set_rootfs_propagation(Some(propagation_name(plan.root_propagation).to_owned()))
+        .set_mount_label((!plan.mount_label.is_empty()).then(|| plan.mount_label.clone()))
         .set_masked_paths(Some(plan.masked_paths.clone()))
         .set_readonly_paths(Some(plan.readonly_paths.clone()));
     linux

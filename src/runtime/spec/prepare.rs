@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::base::container::{ContainerConfig, Device, Mount, Propagation};
 use crate::base::handler::Handler;
 use crate::base::pod::PodConfig;
-use crate::base::security::{ContainerSecurity, SecurityProfile};
+use crate::base::security::{ContainerSecurity, SecurityProfile, SelinuxLabels};
 use crate::runtime::apparmor::{self, ProfileError};
 use crate::runtime::plan::DeviceNode;
 use crate::runtime::seccomp::Profile;
@@ -34,6 +34,8 @@ pub(crate) struct Prepared {
     pub(crate) apparmor_default: bool,
     /// A privileged container may use only the devices above.
     pub(crate) without_host_devices: bool,
+    /// SELinux labels; empty ones where SELinux is not in use.
+    pub(crate) labels: SelinuxLabels,
 }
 
 /// Reads what a container's spec needs, checks the propagation of its mounts' sources, and makes those
@@ -68,6 +70,7 @@ pub(crate) fn container(
         seccomp,
         apparmor_default,
         without_host_devices,
+        labels: SelinuxLabels::default(),
     })
 }
 

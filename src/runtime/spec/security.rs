@@ -1,6 +1,6 @@
 //! Security settings of a container's or sandbox's process.
 
-use crate::base::security::{ContainerSecurity, SecurityProfile, SelinuxOptions};
+use crate::base::security::{ContainerSecurity, SecurityProfile};
 use crate::runtime::apparmor;
 use crate::runtime::capabilities::{self, UnknownCapability};
 use crate::runtime::plan::CapabilityMasks;
@@ -124,25 +124,5 @@ pub(crate) fn apparmor(
         None | Some(SecurityProfile::RuntimeDefault | SecurityProfile::Unconfined) => {
             Ok(String::new())
         }
-    }
-}
-
-/// SELinux options: nothing to do where the kernel has no SELinux.
-///
-/// # Errors
-/// [`SpecError::Unimplemented`]: options on a node with SELinux.
-pub(crate) fn selinux(
-    field: &str,
-    asked: Option<&SelinuxOptions>,
-    host: &HostFacts,
-) -> Result<String> {
-    match asked {
-        Some(options) if host.selinux && *options != SelinuxOptions::default() => {
-            let value = [&options.user, &options.role, &options.kind, &options.level]
-                .map(String::as_str)
-                .join(":");
-            Err(SpecError::unimplemented(field, value, "remove the options"))
-        }
-        _ => Ok(String::new()),
     }
 }

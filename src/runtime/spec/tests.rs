@@ -10,7 +10,7 @@ use crate::base::container::{Mount, Propagation};
 use crate::base::error::{HasKind as _, Kind};
 use crate::base::handler::Handler;
 use crate::base::image::ImageSpec;
-use crate::base::security::{SecurityProfile, SelinuxOptions};
+use crate::base::security::{SecurityProfile, SelinuxLabels};
 use crate::runtime::cgroups::devices::{DeviceKind, DeviceRule};
 use crate::runtime::plan::{MountAttributes, MountPlan, MountSource, NamespaceSource, UserName};
 use crate::runtime::seccomp::Profile;
@@ -39,7 +39,6 @@ pub(crate) fn host() -> HostFacts {
         .map(ToOwned::to_owned)
         .to_vec(),
         apparmor: false,
-        selinux: false,
         last_capability: 40,
         bounding: u64::MAX >> 23,
         min_oom_score_adj: -1000,
@@ -109,6 +108,7 @@ impl World {
             upper: Path::new("/own/upper"),
             work: Path::new("/own/work"),
             volatile: true,
+            empty_layer: Path::new("/own/empty"),
             volumes_directory: Path::new("/own/volumes"),
             cgroup_join: self.join.clone(),
             cgroup_path: "/pod/container",

@@ -361,14 +361,19 @@ fn an_overlay_by_mount_2() {
         ns::unshare(ns::flag::MOUNT).unwrap();
         crate::sys::mount::make_all_private().unwrap();
         let both = Some((upper.as_path(), work.as_path()));
-        let root = crate::runtime::init::rootfs::overlay_by_path(&lower, both, true).unwrap();
+        let root = crate::runtime::init::rootfs::overlay_by_path(&lower, both, true, "").unwrap();
         let list = |name: &str| rustix::fs::statat(&root, name, rustix::fs::AtFlags::empty());
         list("from-the-odd-one").unwrap();
         list("etc/passwd").unwrap();
         rustix::fs::mkdirat(&root, "new", 0o755.into()).unwrap();
         assert!(
-            crate::runtime::init::rootfs::overlay_by_path(&vec![image.root(); 200], None, false)
-                .is_err()
+            crate::runtime::init::rootfs::overlay_by_path(
+                &vec![image.root(); 200],
+                None,
+                false,
+                ""
+            )
+            .is_err()
         );
     });
     assert!(upper.join("new").is_dir());

@@ -212,18 +212,18 @@ fn apparmor_and_selinux() {
         Err(Kind::InvalidArgument)
     );
 
-    let selinux = |enabled| {
-        World::with(|world| {
-            world.config.security.selinux = Some(SelinuxOptions {
-                level: "s0:c1,c2".to_owned(),
-                ..SelinuxOptions::default()
-            });
-            world.host.selinux = enabled;
-        })
-        .build()
-        .map(|built| built.plan.process.selinux)
-        .map_err(|error| error.kind())
+    let labels = SelinuxLabels {
+        process: "u:r:container_t:s0:c1,c2".to_owned(),
+        mount: "u:object_r:container_file_t:s0:c1,c2".to_owned(),
     };
-    assert_eq!(selinux(false), Ok(String::new()));
-    assert_eq!(selinux(true), Err(Kind::Unimplemented));
+    let mut world = World::default();
+    assert_eq!(world.build().unwrap().plan.mount_label, "");
+    world.prepared.labels = labels.clone();
+    for built in [world.build().unwrap(), world.sandbox().unwrap()] {
+        assert_eq!(built.plan.process.selinux, labels.process);
+        assert_eq!(built.plan.mount_label, labels.mount);
+        let spec = serde_json::to_value(&built.spec).unwrap();
+        assert_eq!(spec["process"]["selinuxLabel"], labels.process);
+        assert_eq!(spec["linux"]["mountLabel"], labels.mount);
+    }
 }
