@@ -4,10 +4,12 @@
     hack/bench/run.py [--peer containerd]... [-- OPTIONS OF THE BENCHMARK]
 
 Options of the benchmark: the head of hack/bench/main.rs. Peers: hack/install-peers builds them.
-Everything runs in namespaces of its own; the images come from the tests' local registry.
+Everything runs in namespaces of its own; the images come from the tests' local registry. Pods that a benchmark which
+fails leaves running are ended with all that belongs to them.
 """
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -15,10 +17,43 @@ import tempfile
 
 REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path[:0] = [os.path.join(REPO, "tests"), os.path.join(REPO, "tests", "images")]
-from harness import isolate, runtimes  # noqa: E402
+from harness import isolate, leaks, runtimes  # noqa: E402
 import registry  # noqa: E402
 
 PROCESSES = {"berth": "berth,berth-monitor,pause", "containerd": "containerd,containerd-shim,pause"}
+
+# Where peers keep cgroups and names of network namespaces, and CNI's library its results: on the machine itself.
+PEER_CGROUPS, PEER_FILES = "/k8s.io", ("/run/netns", "/var/lib/cni")
+
+
+class Before:
+    """What was there before the runtimes; `restore` ends what came on top of it, by pid and by path."""
+
+    def __init__(self):
+        self.baseline = leaks.Baseline()
+        self.cgroups, self.files = set(leaks.cgroups(PEER_CGROUPS)), set(self._files())
+
+    @staticmethod
+    def _files():
+        return [path for directory in PEER_FILES for path in leaks.files(directory)]
+
+    def restore(self, started):
+        for runtime in started:
+            runtime.process and runtime.stop()
+        left = [pid for pid in leaks.descendants() if pid not in self.baseline.processes]
+        if left:
+            print(f"bench: {len(left)} processes were left, ending them", file=sys.stderr)
+        leaks.end_processes(self.baseline.processes)
+        for runtime in started:
+            leaks.remove_cgroups(leaks.cgroups(runtime.cgroup_root))
+        leaks.remove_cgroups(set(leaks.cgroups(PEER_CGROUPS)) - self.cgroups)
+        for path in set(self._files()) - self.files:
+            subprocess.run(["umount", "-l", path], stderr=subprocess.DEVNULL, check=False)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        leaks.forget_forwarding()
+        for runtime in started:
+            runtimes.remove_tree(runtime.work)
 
 
 def main():
@@ -36,7 +71,7 @@ def main():
         certs = os.path.join(directory, "certs.d")
         with registry.RegistryProcess(images + "/registry", scratch=directory) as reg:
             registry.write_hosts(certs, reg.address)
-            started, options = [], []
+            before, started, options = Before(), [], []
             try:
                 for name in ["berth", *args.peer]:
                     work = os.path.join(directory, f"{name}-{os.getpid()}")
@@ -47,9 +82,7 @@ def main():
                     options += ["--endpoint", f"{name}={runtime.socket}@{PROCESSES[name]}"]
                 code = subprocess.run([program, *options, *args.options], check=False).returncode
             finally:
-                for runtime in started:
-                    runtime.process and runtime.stop()
-                    runtimes.remove_tree(runtime.work)
+                before.restore(started)
     sys.exit(code)
 
 

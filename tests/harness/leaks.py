@@ -1,10 +1,17 @@
-"""Asserts that a runtime leaves nothing: processes, mounts, links, nft rules, cgroups, files."""
+"""Asserts that a runtime leaves nothing: processes, mounts, links, nft rules, cgroups, files; and ends what it left."""
 
+import contextlib
 import os
 import re
+import shutil
+import signal
+import socket
 import subprocess
+import time
 
 CGROUPS = "/sys/fs/cgroup"
+FORWARDING = "/run/berth-forwarding"
+SO_NETNS_COOKIE = 71  # socket(7), Linux 5.14
 
 
 def descendants():
@@ -79,12 +86,56 @@ def _extra(now, before):
     return [item for item in now if item not in left or left.remove(item)]
 
 
+def forwarding_notes():
+    """Where berth notes what forwarding was in this network namespace, if the note is there. (Not before Linux 5.14.)"""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        try:
+            cookie = int.from_bytes(s.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), "little")
+        except OSError:
+            return []
+    path = f"{FORWARDING}/netns-{cookie}"
+    return [path] if os.path.exists(path) else []
+
+
+def end_processes(before):
+    """Ends, one by one, every process below this one that is not in `before`."""
+    for _ in range(50):
+        stray = [pid for pid in descendants() if pid not in before]
+        if not stray:
+            return
+        for pid in stray:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def remove_cgroups(paths):
+    """Removes empty cgroups, the deepest first. A process that has just been killed holds its own for a moment."""
+    for path in sorted(paths, key=len, reverse=True):
+        for _ in range(20):
+            try:
+                os.rmdir(path)
+                break
+            except FileNotFoundError:
+                break
+            except OSError:
+                time.sleep(0.1)
+
+
+def forget_forwarding():
+    """For a network namespace that ends with the test: nobody will put anything back in it."""
+    for path in forwarding_notes():
+        shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.rmdir(FORWARDING)
+
+
 class Baseline:
     """The state before the runtime is started; `left` tells what came on top of it."""
 
     def __init__(self):
         self.processes, self.mounts = set(descendants()), mounts()
-        self.links, self.tables = links(), nft_tables()
+        self.links, self.tables, self.notes = links(), nft_tables(), forwarding_notes()
 
     def left(self, runtime, ids=()):
         """Complaints after the runtime's end, one line each; `ids` are its pods and containers."""
@@ -94,6 +145,7 @@ class Baseline:
             return out + self._files(runtime, ids)
         out += [f"link {l}" for l in _extra(links(), self.links)]
         out += [f"nft {t}" for t in _extra(nft_tables(), self.tables)]
+        out += [f"note {n}" for n in _extra(forwarding_notes(), self.notes)]
         out += [f"cgroup {c}" for c in cgroups(runtime.cgroup_root)]
         return out + self._files(runtime, ids)
 

@@ -67,7 +67,7 @@ def session(args, steps):
                     _end(runtime, baseline, args.time_factor)
             finally:
                 runtime.process and runtime.stop()
-                _end_strays(baseline)
+                _end_strays(baseline, runtime, not args.host)
     finally:
         if len(steps.failed) > failed_before or sys.exc_info()[0] not in (None, SystemExit):
             with contextlib.suppress(OSError):
@@ -88,13 +88,9 @@ def _end(runtime, baseline, factor):
         time.sleep(0.2)
 
 
-def _end_strays(baseline):
-    """Ends what the runtime left running, so that the machine is as before."""
-    for _ in range(50):
-        stray = [pid for pid in leaks.descendants() if pid not in baseline.processes]
-        if not stray:
-            return
-        for pid in stray:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.1)
+def _end_strays(baseline, runtime, isolated):
+    """Ends what the runtime left, so that the machine is as before."""
+    leaks.end_processes(baseline.processes)
+    leaks.remove_cgroups(leaks.cgroups(runtime.cgroup_root))
+    if isolated:
+        leaks.forget_forwarding()
