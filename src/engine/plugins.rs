@@ -358,9 +358,19 @@ impl Engine {
             }
         }
         let (cgroups, path) = (core.lower.cgroups.clone(), container.cgroup());
+        let mut wanted = wanted;
+        if wanted.oom_score_adj != 0 {
+            // As when a container is made: no lower than we may.
+            let lowest = i64::from(core.lower.host.min_oom_score_adj);
+            wanted.oom_score_adj = wanted.oom_score_adj.max(lowest);
+        }
         let limits = wanted.clone();
         blocking_step("update the container's limits", move || {
-            cgroups.update(&path, &limits)
+            cgroups.update(&path, &limits)?;
+            match limits.oom_score_adj {
+                0 => Ok(()),
+                score => cgroups.set_oom_score_adj(&path, score),
+            }
         })
         .await?;
         {

@@ -256,6 +256,11 @@ impl Lower {
         let plan: Plan =
             decoded.map_err(|error| EngineError::io(step())(std::io::Error::other(error)))?;
         let mut plan = spec::exec(&plan, command, terminal).map_err(EngineError::step("exec"))?;
+        let score = container.status().resources.oom_score_adj;
+        if score != 0 {
+            // An update since may have changed it.
+            plan.process.oom_score_adj = i32::try_from(score).ok();
+        }
         external::add_process(container, &mut plan)?;
         Ok(plan)
     }

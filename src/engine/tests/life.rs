@@ -44,13 +44,25 @@ async fn a_pod_and_its_container_from_run_to_remove() {
     assert_eq!(late.kind(), Kind::DeadlineExceeded);
     let limits = Resources {
         memory_limit: 64 << 20,
+        oom_score_adj: 432,
         ..Resources::default()
     };
     engine
         .update_container_resources(&id, limits)
         .await
         .unwrap();
-    assert_eq!(status(&engine, &id).await.resources.memory_limit, 64 << 20);
+    let changed = status(&engine, &id).await.resources.clone();
+    assert_eq!(
+        (changed.memory_limit, changed.oom_score_adj),
+        (64 << 20, 432)
+    );
+    let pid = engine.inspect(&id).await.unwrap().pid;
+    let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+    assert_eq!(score.trim(), "432");
+    // This exec's score is its own, not that of the first process.
+    let score = command("read score < /proc/self/oom_score_adj; echo $score");
+    let output = engine.exec_sync(&id, score, 10).await.unwrap();
+    assert_eq!(output.stdout, b"432\n");
     assert!(
         engine
             .container_stats(&id)

@@ -189,6 +189,14 @@ impl Cgroups {
         limits::apply(self, path, resources, limits::Mode::Update)
     }
 
+    /// Gives every process of a cgroup this `oom_score_adj` (-1000..=1000).
+    ///
+    /// # Errors
+    /// [`CgroupError::File`]: the kernel refuses; some may have it.
+    pub(crate) fn set_oom_score_adj(&self, path: &str, score: i64) -> Result<(), CgroupError> {
+        super::oom_score::set(&self.dirs(path)?.kill, score)
+    }
+
     fn make(&self, path: &str) -> Result<(), CgroupError> {
         for hierarchy in &self.0.hierarchies {
             let directory = hierarchy.mount.join(path.trim_start_matches('/'));

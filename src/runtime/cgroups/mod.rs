@@ -20,6 +20,8 @@ mod layout;
 #[cfg(feature = "daemon")]
 mod limits;
 #[cfg(feature = "daemon")]
+mod oom_score;
+#[cfg(feature = "daemon")]
 mod open_files;
 #[cfg(feature = "daemon")]
 mod reader;

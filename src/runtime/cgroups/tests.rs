@@ -385,6 +385,13 @@ fn life_of_a_cgroup() {
         "all or none"
     );
     assert_eq!(cgroups.processes(&path), [child.id()]);
+    cgroups.set_oom_score_adj(&path, 321).unwrap();
+    let score = format!("/proc/{}/oom_score_adj", child.id());
+    assert_eq!(std::fs::read_to_string(score).unwrap().trim(), "321");
+    assert!(cgroups.set_oom_score_adj(&path, 1001).is_err());
+    cgroups
+        .set_oom_score_adj(&format!("{path}/none"), 1)
+        .unwrap();
     let reaper = std::thread::spawn(move || child.wait().unwrap());
     cgroups.kill(&path).unwrap();
     assert!(!reaper.join().unwrap().success());
