@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::security::SecurityProfile;
+
 /// Name of the handler that is always there: berth itself.
 pub(crate) const BUILT_IN: &str = "berth";
 
@@ -30,6 +32,28 @@ pub(crate) struct Handler {
     pub(crate) pod_annotations: Vec<String>,
     /// As above, of container annotations.
     pub(crate) container_annotations: Vec<String>,
+    /// What containers get that ask for nothing else.
+    #[serde(default)]
+    pub(crate) defaults: Defaults,
+}
+
+/// What the configuration gives to containers that ask for nothing else.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Defaults {
+    /// Where CRI names no seccomp profile; absent: unconfined.
+    pub(crate) seccomp: Option<SecurityProfile>,
+    /// Of privileged containers, whatever CRI names; absent: unconfined.
+    pub(crate) privileged_seccomp: Option<SecurityProfile>,
+    /// Capabilities to which CRI's changes apply, bit n for capability n; absent: berth's own set.
+    pub(crate) capabilities: Option<u64>,
+    /// Sysctls of pods, (key with dots, value), checked; one of a namespace that is the node's does not count.
+    pub(crate) sysctls: Vec<(String, String)>,
+    /// (resource number, soft, hard); `u64::MAX`: unlimited.
+    pub(crate) rlimits: Vec<(u32, u64, u64)>,
+    /// Variables that image and CRI may set anew.
+    pub(crate) env: Vec<(String, String)>,
+    /// Devices that CRI names belong to the container's user and group.
+    pub(crate) device_ownership: bool,
 }
 
 /// All handlers of the node.

@@ -4,6 +4,7 @@
 //! `deploy/config.toml`) is made from that. A key nobody knows is an error that names the nearest one; a
 //! value that is not built yet is an error that says so.
 
+mod defaults;
 mod runtimes;
 #[cfg(test)]
 mod tests;
@@ -173,6 +174,21 @@ config! {
     log_level: String = "info".to_owned();
     /// How it is logged: `text` or `json`.
     log_format: String = "text".to_owned();
+    /// The seccomp profile of containers for which kubelet names none: `unconfined`, `runtime/default` (berth's own), or the
+    /// absolute path of a JSON profile, read whenever a container is made.
+    unset_seccomp_profile: String = "unconfined".to_owned();
+    /// The same of privileged containers, whatever kubelet names.
+    privileged_seccomp_profile: String = "unconfined".to_owned();
+    /// Capabilities of a container to which the pod's changes apply.
+    default_capabilities: Vec<String> = defaults::own_capabilities();
+    /// Sysctls of every pod (`net.core.somaxconn=1024`) that does not set them itself; of a namespace that is the node's: not.
+    default_sysctls: Vec<String> = vec![];
+    /// Limits of every container: `nofile=1024:4096` (soft, hard), `core=0`, `memlock=unlimited`.
+    default_ulimits: Vec<String> = vec![];
+    /// Variables of every container (`NAME=value`) that neither image nor pod sets.
+    default_env: Vec<String> = vec![];
+    /// Devices that a pod names belong, in the container, to its run_as_user and run_as_group. Not in a user namespace.
+    device_ownership_from_security_context: bool = false;
     /// The handler of pods that name none: `berth` (built in) or one of those below.
     default_runtime: String = "berth".to_owned();
     /// Runtime handlers, for RuntimeClass: a table for each, as the one below.
@@ -254,7 +270,14 @@ impl Config {
 
     /// The runtime handlers.
     pub(crate) fn handlers(&self) -> Handlers {
-        runtimes::handlers(&self.runtimes, &self.default_runtime, &self.state)
+        // Checked when the file was read.
+        let defaults = self.defaults().unwrap_or_default();
+        runtimes::handlers(
+            &self.runtimes,
+            &self.default_runtime,
+            &self.state,
+            &defaults,
+        )
     }
 
     /// Key, value and mend of the first value that cannot be.
@@ -277,6 +300,7 @@ impl Config {
             );
         }
         self.check_nri()?;
+        let _given = self.defaults()?;
         if self.root == self.state {
             let mend = "use another directory than that of `root`".to_owned();
             return bad("state", &self.state, mend);

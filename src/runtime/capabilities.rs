@@ -97,7 +97,7 @@ pub(crate) fn default_set() -> u64 {
 
 /// Sets of a container that is not privileged.
 ///
-/// `ALL` is applied first, whether added or dropped (both: dropped); then single names are added, then
+/// `default` is what one has that asks for nothing. `ALL` is applied first, whether added or dropped (both: dropped); then single names are added, then
 /// single names dropped. Ambient ones count as added. What is not in `available` (newer than the kernel,
 /// or outside the daemon's own bounding set) is left out.
 ///
@@ -105,6 +105,7 @@ pub(crate) fn default_set() -> u64 {
 /// [`UnknownCapability`] for a name of no capability.
 pub(crate) fn of_container(
     change: &CapabilityChange,
+    default: u64,
     available: u64,
 ) -> Result<CapabilityMasks, UnknownCapability> {
     let is_all =
@@ -118,7 +119,7 @@ pub(crate) fn of_container(
                 None => Err(UnknownCapability(name.clone())),
             })
     };
-    let mut set = default_set();
+    let mut set = default;
     if change.add.iter().any(is_all) {
         set = available;
     }
@@ -154,7 +155,7 @@ mod tests {
             drop: list(drop),
             add_ambient: vec![],
         };
-        of_container(&change, available).map(|masks| {
+        of_container(&change, default_set(), available).map(|masks| {
             assert_eq!(masks.bounding, masks.permitted);
             assert_eq!(masks.ambient, 0);
             masks.permitted
@@ -205,7 +206,7 @@ mod tests {
         };
         let bit = mask("NET_BIND_SERVICE").unwrap();
         assert_eq!(
-            of_container(&change, ALL),
+            of_container(&change, 0, ALL),
             Ok(CapabilityMasks {
                 bounding: bit,
                 permitted: bit,

@@ -10,6 +10,8 @@ refused is tried.
 
 import os
 import re
+import signal
+import stat
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -277,6 +279,53 @@ def privileged(steps, s, c):
         c("rmp", "--force", one.id)
 
 
+def defaults(steps, s, c):
+    """What the configuration gives to containers that ask for nothing else."""
+    profile = written(s.work, "no-mkdir.json", {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]})
+    made = "mkdir /tmp/made 2>/dev/null && echo made || echo refused"
+    device = os.path.join(s.work, "device")
+    os.mknod(device, 0o600 | stat.S_IFCHR, os.makedev(1, 7))
+
+    def restarted(**extra):
+        s.runtime.extra = extra
+        s.runtime.kill(signal.SIGTERM)
+        s.runtime.start()
+
+    try:
+        with steps.step("defaults of the configuration: what is asked for counts more"):
+            restarted(unset_seccomp_profile=profile, privileged_seccomp_profile="runtime/default",
+                      default_capabilities=["CHOWN", "CAP_KILL"], default_sysctls=["net.core.somaxconn=77"],
+                      default_ulimits=["nofile=55:66", "core=0"], default_env=["GIVEN=by-config", "KEPT=by-config"],
+                      device_ownership_from_security_context=True)
+            pod = Pod(s, c, "defaults", privileged=True)
+            plain, pid = pod.run({}, envs=[{"key": "KEPT", "value": "by-pod"}])
+            with open(f"/proc/{pid}/status") as f:
+                status = Status(f.read())
+            expect(status.caps["CapBnd"] == {"CHOWN", "KILL"} and status.seccomp == "2", f"{status.caps} {status.seccomp}")
+            expect(pod.inside(plain, made).strip() == "refused", "mkdir")
+            expect(pod.inside(plain, "echo $GIVEN $KEPT; ulimit -n; ulimit -Hn; ulimit -c").split()
+                   == ["by-config", "by-pod", "55", "66", "0"], pod.inside(plain, "echo $GIVEN $KEPT; ulimit -a"))
+            expect(pod.inside(plain, "cat /proc/sys/net/core/somaxconn").strip() == "77", "sysctl")
+            asked, _ = pod.run({"seccomp": {"profile_type": 1}, "capabilities": {"add_capabilities": ["NET_ADMIN"]}})
+            expect(pod.inside(asked, made).strip() == "made", "Unconfined")
+            mighty, pid = pod.run({"privileged": True})
+            with open(f"/proc/{pid}/status") as f:
+                expect(Status(f.read()).seccomp == "2", "privileged")
+            owned, _ = pod.run({"run_as_user": {"value": 1000}, "run_as_group": {"value": 2000}},
+                               devices=[{"host_path": device, "container_path": "/dev/mine", "permissions": "rw"}])
+            expect(pod.inside(owned, "stat -c %u:%g /dev/mine; head -c 1 /dev/mine | wc -c").split() == ["1000:2000", "1"], "device")
+        c("rmp", "--force", pod.id)
+        with steps.step("more open files than the kernel allows, and a profile that is gone: errors that name the key's value"):
+            restarted(default_ulimits=["nofile=1:9999999999"], unset_seccomp_profile=os.path.join(s.work, "gone.json"))
+            pod = Pod(s, c, "wrong")
+            pod.refused({}, "gone.json")
+            pod.refused({"seccomp": {"profile_type": 1}}, "default_ulimits", "fs.nr_open")
+            c("rmp", "--force", pod.id)
+    finally:
+        restarted()
+
+
 def main():
     args = options.parser(__doc__).parse_args()
     steps = Steps("security")
@@ -292,6 +341,8 @@ def main():
         with steps.step("isolation", fatal=False):
             isolation(steps, pod)
         privileged(steps, s, c)
+        if args.runtime == "berth":
+            defaults(steps, s, c)
         with steps.step("remove"):
             c("rmp", "--force", pod.id)
     sys.exit(steps.finish())

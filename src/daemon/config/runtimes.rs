@@ -5,22 +5,21 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::handler::{BUILT_IN, Handler, Handlers, OciRuntime};
+use crate::base::handler::{BUILT_IN, Defaults, Handler, Handlers, OciRuntime};
+use crate::daemon::config::defaults::{profile, variable};
 
 /// Keys that other runtimes have in such a table, and which are not built here.
-const NOT_BUILT: [&str; 14] = [
+const NOT_BUILT: [&str; 12] = [
     "base_runtime_spec",
     "cgroup_writable",
     "cni_conf_dir",
     "cni_max_conf_num",
     "container_create_timeout",
     "container_min_memory",
-    "env",
     "exec_cpu_affinity",
     "platform_runtime_paths",
     "runtime_type",
     "sandboxer",
-    "seccomp_profile",
     "snapshotter",
     "type",
 ];
@@ -41,6 +40,12 @@ pub(crate) struct Runtime {
     pub(crate) pod_annotations: Vec<String>,
     /// Container annotations that go into OCI specs.
     pub(crate) container_annotations: Vec<String>,
+    /// Instead of `unset_seccomp_profile`.
+    pub(crate) seccomp_profile: Option<String>,
+    /// Instead of `privileged_seccomp_profile` above the tables.
+    pub(crate) privileged_seccomp_profile: Option<String>,
+    /// After `default_env`.
+    pub(crate) env: Vec<String>,
 }
 
 /// The example in the default file.
@@ -52,6 +57,9 @@ pub(crate) const EXAMPLE: &str = "\
 # privileged_without_host_devices = false   # a privileged container gets only the devices that it names
 # pod_annotations = []                      # annotations that go into OCI specs, as \"io.katacontainers.*\"
 # container_annotations = []
+# seccomp_profile = \"unconfined\"            # instead of unset_seccomp_profile; so the next
+# privileged_seccomp_profile = \"unconfined\"
+# env = []                                  # more of default_env
 ";
 
 /// Are there only keys that are built?
@@ -129,6 +137,9 @@ pub(crate) fn check(
         if let Some(argument) = runtime.arguments.iter().find(|text| text.contains('\0')) {
             return bad(key("arguments"), argument, "remove the NUL byte");
         }
+        runtime
+            .check_defaults()
+            .map_err(|(field, value, mend)| (key(field), value, mend))?;
         for (field, patterns) in [
             ("pod_annotations", &runtime.pod_annotations),
             ("container_annotations", &runtime.container_annotations),
@@ -154,6 +165,46 @@ pub(crate) fn check(
     Ok(())
 }
 
+impl Runtime {
+    /// Field, value and mend of the first default that cannot be.
+    fn check_defaults(&self) -> Result<(), (&'static str, String, String)> {
+        for (field, given) in [
+            ("seccomp_profile", &self.seccomp_profile),
+            (
+                "privileged_seccomp_profile",
+                &self.privileged_seccomp_profile,
+            ),
+        ] {
+            if let Some(text) = given {
+                let _profile = profile(text).map_err(|mend| (field, format!("{text:?}"), mend))?;
+            }
+        }
+        for text in &self.env {
+            let _variable = variable(text).map_err(|mend| ("env", format!("{text:?}"), mend))?;
+        }
+        Ok(())
+    }
+
+    /// Those of the configuration, with its own over them. All was checked.
+    fn defaults(&self, all: &Defaults) -> Defaults {
+        let mut made = all.clone();
+        for (own, place) in [
+            (&self.seccomp_profile, &mut made.seccomp),
+            (
+                &self.privileged_seccomp_profile,
+                &mut made.privileged_seccomp,
+            ),
+        ] {
+            if let Some(Ok(profile)) = own.as_deref().map(profile) {
+                *place = profile;
+            }
+        }
+        let own = self.env.iter().filter_map(|text| variable(text).ok());
+        made.env.extend(own);
+        made
+    }
+}
+
 fn is_plain(path: &Path) -> bool {
     path.is_absolute() && path.components().all(|part| part.as_os_str() != "..")
 }
@@ -163,8 +214,12 @@ pub(crate) fn handlers(
     runtimes: &BTreeMap<String, Runtime>,
     default: &str,
     state: &Path,
+    defaults: &Defaults,
 ) -> Handlers {
     let mut all = Handlers::default();
+    for own in all.named.values_mut() {
+        own.defaults.clone_from(defaults);
+    }
     default.clone_into(&mut all.default);
     for (name, given) in runtimes {
         let runtime = given.path.as_ref().map(|path| OciRuntime {
@@ -180,6 +235,7 @@ pub(crate) fn handlers(
             privileged_without_host_devices: given.privileged_without_host_devices,
             pod_annotations: given.pod_annotations.clone(),
             container_annotations: given.container_annotations.clone(),
+            defaults: given.defaults(defaults),
         };
         all.named.insert(name.clone(), handler);
     }
@@ -205,6 +261,7 @@ mod tests {
             &config.runtimes,
             &config.default_runtime,
             Path::new("/run/berth"),
+            &Defaults::default(),
         );
         assert_eq!(all.default, "runc");
         let names: Vec<&str> = all.named.keys().map(String::as_str).collect();
@@ -221,7 +278,7 @@ mod tests {
             .map(|line| format!("{}\n", line.trim_start_matches("# ")))
             .collect();
         let config = parse(&example).unwrap();
-        let runc = handlers(&config.runtimes, "berth", Path::new("/run/berth"));
+        let runc = config.handlers();
         let runc = runc.named["runc"].runtime.as_ref().unwrap();
         assert_eq!(runc.root, Path::new("/run/berth/runtimes/runc"));
     }

@@ -75,6 +75,7 @@ impl Lower {
             cgroup_path: &cgroup,
             hostname: &pod.hostname(),
             prepared: &prepared,
+            handler: &pod.handler,
         };
         let built = spec::sandbox(&input, &self.host).map_err(EngineError::step(failed()))?;
         let directory = core.pod_directory(pod.id);

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::base::security::ContainerSecurity;
 use crate::runtime::cgroups::devices::{DeviceKind, DeviceRule};
 use crate::runtime::plan::DeviceNode;
 use crate::runtime::spec::ContainerInput;
@@ -48,7 +49,12 @@ pub(crate) fn of_container(
     input: &ContainerInput<'_>,
     own_dev: bool,
 ) -> (Vec<DeviceNode>, Vec<DeviceRule>) {
-    let given = &input.prepared.devices;
+    let mut given = input.prepared.devices.clone();
+    let security = &input.config.security;
+    let all = security.privileged && !input.prepared.without_host_devices;
+    if input.handler.defaults.device_ownership && !all {
+        give(&mut given, security);
+    }
     let mut nodes: Vec<DeviceNode> = vec![];
     let basic = NODES.map(|(name, major, minor)| DeviceNode {
         path: format!("/dev/{name}"),
@@ -72,8 +78,16 @@ pub(crate) fn of_container(
     if !own_dev {
         nodes.retain(|node| !is_below(&node.path, "/dev"));
     }
-    let all = input.config.security.privileged && !input.prepared.without_host_devices;
-    (nodes, rules(all, given))
+    (nodes, rules(all, &given))
+}
+
+/// Gives devices to the user and group of the container, where it names them by number.
+fn give(devices: &mut [HostDevice], security: &ContainerSecurity) {
+    let id = |given: Option<i64>| given.and_then(|id| u32::try_from(id).ok());
+    for device in devices {
+        device.node.uid = id(security.run_as_user).unwrap_or(device.node.uid);
+        device.node.gid = id(security.run_as_group).unwrap_or(device.node.gid);
+    }
 }
 
 fn rules(all: bool, given: &[HostDevice]) -> Vec<DeviceRule> {

@@ -16,26 +16,8 @@ use crate::runtime::spec::host::HostFacts;
 use crate::runtime::spec::mounts::{self, clean};
 use crate::runtime::spec::namespaces;
 use crate::runtime::spec::process::{self, Env};
+use crate::runtime::spec::rlimits;
 
-/// Names of the limits; the index is the number (asm-generic/resource.h).
-const RLIMITS: [&str; 16] = [
-    "CPU",
-    "FSIZE",
-    "DATA",
-    "STACK",
-    "CORE",
-    "RSS",
-    "NPROC",
-    "NOFILE",
-    "MEMLOCK",
-    "AS",
-    "LOCKS",
-    "SIGPENDING",
-    "MSGQUEUE",
-    "NICE",
-    "RTPRIO",
-    "RTTIME",
-];
 const MODES: &str = "use a mode of the kernel's";
 
 /// The error of a value of `edits`.
@@ -157,9 +139,7 @@ fn process_of(plan: &mut Plan, edits: &Edits) -> Result<()> {
         }
     }
     for (name, soft, hard) in &edits.rlimits {
-        let bare = name.strip_prefix("RLIMIT_").unwrap_or(name);
-        let number = RLIMITS.iter().position(|known| *known == bare);
-        let Some(number) = number.and_then(|n| u32::try_from(n).ok()) else {
+        let Some(number) = rlimits::number(name) else {
             let mend = "use a name of setrlimit(2)";
             return Err(invalid(edits, "rlimits", name, "is no limit", mend));
         };

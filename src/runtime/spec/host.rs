@@ -32,6 +32,8 @@ pub(crate) struct HostFacts {
     pub(crate) min_oom_score_adj: i32,
     /// The daemon's hard limit of open files.
     pub(crate) max_open_files: u64,
+    /// Most open files that the kernel allows any process (`fs.nr_open`).
+    pub(crate) nr_open: u64,
     /// Page sizes of hugetlb, as CRI writes them: `2MB`, `1GB`.
     pub(crate) hugepage_sizes: Vec<String>,
 }
@@ -78,6 +80,10 @@ impl HostFacts {
             },
             max_open_files: rustix::process::getrlimit(rustix::process::Resource::Nofile)
                 .maximum
+                .unwrap_or(u64::MAX),
+            nr_open: read("/proc/sys/fs/nr_open")
+                .trim()
+                .parse()
                 .unwrap_or(u64::MAX),
             hugepage_sizes: hugepage_sizes(),
         }

@@ -26,6 +26,7 @@ pub(crate) mod oci;
 pub(crate) mod prepare;
 pub(crate) mod process;
 pub(crate) mod resources;
+pub(crate) mod rlimits;
 pub(crate) mod security;
 pub(crate) mod user;
 pub(crate) mod userns;
@@ -54,11 +55,6 @@ pub(crate) use prepare::Prepared;
 
 /// Size of a pod's `/dev/shm` in bytes.
 pub(crate) const SHM_SIZE: u64 = 64 << 20;
-/// `RLIMIT_NOFILE`.
-const RLIMIT_NOFILE: u32 = 7;
-/// Open files of a container: (soft, hard). Programs that need more raise their soft limit; a huge one
-/// slows down those that close every descriptor.
-const OPEN_FILES: (u64, u64) = (1024, 524_288);
 /// `oom_score_adj` of the sandbox process.
 const SANDBOX_OOM_SCORE: i64 = -998;
 
@@ -123,6 +119,8 @@ pub(crate) struct SandboxInput<'a> {
     pub(crate) hostname: &'a str,
     /// From [`prepare::sandbox`].
     pub(crate) prepared: &'a Prepared,
+    /// The pod's handler.
+    pub(crate) handler: &'a Handler,
 }
 
 /// A plan and what belongs to it.
@@ -236,7 +234,8 @@ fn process_of_container(
 ) -> Result<(ProcessPlan, Option<std::sync::Arc<Compiled>>)> {
     let (config, image) = (input.config, &input.image.config);
     let security = &config.security;
-    let capabilities = security::capabilities(security, host)?;
+    let defaults = &input.handler.defaults;
+    let capabilities = security::capabilities(security, defaults.capabilities, host)?;
     let profile = match edit::seccomp(input.edits) {
         None => input.prepared.seccomp.clone(),
         Some((by, text)) => {
@@ -248,12 +247,12 @@ fn process_of_container(
     let field = "security_context";
     let plan = ProcessPlan {
         args: process::args(config, image)?,
-        env: process::env(config, image, input.hostname)?,
+        env: process::env(config, image, input.hostname, &defaults.env)?,
         cwd: process::cwd(config, image)?,
         user: user::of_container(config, &image.user)?,
         capabilities,
         no_new_privs: security.no_new_privs,
-        rlimits: rlimits(host),
+        rlimits: rlimits::of_container(&defaults.rlimits, host)?,
         oom_score_adj: i32::try_from(resources.oom_score_adj).ok(),
         seccomp: seccomp.as_ref().map(|compiled| compiled.filter.clone()),
         apparmor: security::apparmor(
@@ -268,11 +267,6 @@ fn process_of_container(
         tuning: Tuning::default(),
     };
     Ok((plan, seccomp))
-}
-
-fn rlimits(host: &HostFacts) -> Vec<(u32, u64, u64)> {
-    let hard = OPEN_FILES.1.min(host.max_open_files);
-    vec![(RLIMIT_NOFILE, OPEN_FILES.0.min(hard), hard)]
 }
 
 fn filter(
@@ -339,7 +333,7 @@ pub(crate) fn sandbox(input: &SandboxInput<'_>, host: &HostFacts) -> Result<Buil
         } else {
             String::new()
         },
-        sysctls: namespaces::sysctls(input.pod)?,
+        sysctls: namespaces::sysctls(input.pod, &input.handler.defaults.sysctls)?,
         rootfs: Rootfs::Pause {
             shm_size: match security.namespaces.ipc {
                 NamespaceMode::Node => 0,

@@ -167,14 +167,18 @@ fn owner(key: &str) -> Option<Owner> {
     }
 }
 
-/// Sysctls of a sandbox: the defaults and those asked for, which win.
+/// Sysctls of a sandbox: berth's own, those of the configuration (`defaults`, but for those of a namespace that is the node's),
+/// and those asked for; the later wins.
 ///
 /// Keys have dots as separators; a `/` in one stands for a dot inside a name, as in sysctl(8).
 ///
 /// # Errors
 /// [`SpecError::Invalid`]: a sysctl of no namespace, of one that is the node's, or with characters that no
 /// sysctl has.
-pub(crate) fn sysctls(pod: &PodConfig) -> Result<Vec<(String, String)>> {
+pub(crate) fn sysctls(
+    pod: &PodConfig,
+    defaults: &[(String, String)],
+) -> Result<Vec<(String, String)>> {
     let options = &pod.security.namespaces;
     let mut all = BTreeMap::new();
     if options.network != NamespaceMode::Node {
@@ -194,6 +198,12 @@ pub(crate) fn sysctls(pod: &PodConfig) -> Result<Vec<(String, String)>> {
         ipc: options.ipc == NamespaceMode::Node,
         uts: options.network == NamespaceMode::Node,
     };
+    for (key, value) in defaults {
+        // Where it would change the node, it is not meant.
+        if check_sysctl("default_sysctls", key, value, node).is_ok() {
+            all.insert(key.clone(), value.clone());
+        }
+    }
     for (given, value) in &pod.sysctls {
         let key = check_sysctl(&format!("sysctls[{given:?}]"), given, value, node)?;
         all.insert(key, value.clone());
@@ -286,13 +296,34 @@ mod tests {
     fn default_sysctls_yield_to_given_ones() {
         use NamespaceMode::{Node, Pod};
         let given = [("net/ipv4/ip_unprivileged_port_start", "1024")];
-        let made = sysctls(&pod(&given, Pod, Pod)).unwrap();
+        let made = sysctls(&pod(&given, Pod, Pod), &[]).unwrap();
         let expected = [
             ("net.ipv4.ip_unprivileged_port_start", "1024"),
             ("net.ipv4.ping_group_range", "0 2147483647"),
         ];
         assert_eq!(made, expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
-        assert!(sysctls(&pod(&[], Node, Pod)).unwrap().is_empty());
+        assert!(sysctls(&pod(&[], Node, Pod), &[]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn sysctls_of_the_configuration() {
+        use NamespaceMode::{Node, Pod};
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let defaults = [
+            pair("net.core.somaxconn", "77"),
+            pair("net.ipv4.ping_group_range", "0 5"),
+            pair("kernel.shmmax", "1"),
+        ];
+        let made = sysctls(&pod(&[("kernel.shmmax", "2")], Pod, Pod), &defaults).unwrap();
+        let expected = [
+            pair("kernel.shmmax", "2"),
+            pair("net.core.somaxconn", "77"),
+            pair("net.ipv4.ip_unprivileged_port_start", "0"),
+            pair("net.ipv4.ping_group_range", "0 5"),
+        ];
+        assert_eq!(made, expected);
+        let made = sysctls(&pod(&[], Node, Pod), &defaults).unwrap();
+        assert_eq!(made, [pair("kernel.shmmax", "1")]);
     }
 
     #[test]
@@ -310,7 +341,10 @@ mod tests {
             ("net.ipv4.ip_local_reserved_ports", ""),
         ];
         for (key, value) in good {
-            assert!(sysctls(&pod(&[(key, value)], Pod, Pod)).is_ok(), "{key}");
+            assert!(
+                sysctls(&pod(&[(key, value)], Pod, Pod), &[]).is_ok(),
+                "{key}"
+            );
         }
         let bad = [
             ("kernel.core_pattern", "|/bin/sh"),
@@ -335,7 +369,7 @@ mod tests {
             ("kernel.shm_rmid_forced\0", "1"),
         ];
         for (key, value) in bad {
-            let error = sysctls(&pod(&[(key, value)], Pod, Pod));
+            let error = sysctls(&pod(&[(key, value)], Pod, Pod), &[]);
             assert!(
                 matches!(error, Err(SpecError::Invalid { .. })),
                 "{key} {value}: {error:?}"
@@ -347,7 +381,10 @@ mod tests {
             ("kernel.shmmax", Pod, Node),
             ("fs.mqueue.msg_max", Pod, Node),
         ] {
-            assert!(sysctls(&pod(&[(key, "1")], network, ipc)).is_err(), "{key}");
+            assert!(
+                sysctls(&pod(&[(key, "1")], network, ipc), &[]).is_err(),
+                "{key}"
+            );
         }
     }
 

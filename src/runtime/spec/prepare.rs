@@ -59,10 +59,15 @@ pub(crate) fn container(
     }
     let apparmor_default = apparmor_default(security, host)?;
     mounts::check(&config.mounts, host)?;
-    let seccomp = if security.privileged {
-        None
-    } else {
-        seccomp("security_context.seccomp", security.seccomp.as_ref())?
+    let defaults = &handler.defaults;
+    let field = "security_context.seccomp";
+    let seccomp = match (security.privileged, &security.seccomp) {
+        (true, _) => seccomp(
+            "privileged_seccomp_profile",
+            defaults.privileged_seccomp.as_ref(),
+        )?,
+        (false, None) => seccomp("unset_seccomp_profile", defaults.seccomp.as_ref())?,
+        (false, asked) => seccomp(field, asked.as_ref())?,
     };
     prepare_mount_sources(&config.mounts)?;
     Ok(Prepared {

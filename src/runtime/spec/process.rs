@@ -46,7 +46,7 @@ fn has_nul(field: impl Into<String>, value: &str) -> SpecError {
     SpecError::invalid(field, value, "contains a NUL byte", "remove it")
 }
 
-/// The environment: a default `PATH`, `TERM` with a terminal, the image's, `HOSTNAME`, CRI's. A name given again
+/// The environment: a default `PATH`, `TERM` with a terminal, the configuration's (`defaults`), the image's, `HOSTNAME`, CRI's. A name given again
 /// keeps its place and takes the last value. Values are bytes and may hold newlines.
 ///
 /// # Errors
@@ -56,10 +56,14 @@ pub(crate) fn env(
     config: &ContainerConfig,
     image: &ImageConfig,
     hostname: &str,
+    defaults: &[(String, String)],
 ) -> Result<Vec<Vec<u8>>> {
     let mut env = Env(vec![PATH.into()]);
     if config.tty {
         env.set(b"TERM", b"xterm");
+    }
+    for (name, value) in defaults {
+        env.set(name.as_bytes(), value.as_bytes());
     }
     for entry in &image.env {
         // An entry without `=` sets nothing.
@@ -252,8 +256,8 @@ mod tests {
             b"B=x=y",
             b"C=\xff\n",
         ];
-        assert_eq!(env(&given, &image, "pod").unwrap(), expected);
-        let none = env(&config(&[], false), &ImageConfig::default(), "pod").unwrap();
+        assert_eq!(env(&given, &image, "pod", &[]).unwrap(), expected);
+        let none = env(&config(&[], false), &ImageConfig::default(), "pod", &[]).unwrap();
         assert_eq!(none, [PATH.as_bytes(), b"HOSTNAME=pod"]);
         let bad: [(&str, &[u8]); 8] = [
             ("", b""),
@@ -268,7 +272,7 @@ mod tests {
         for (name, value) in bad {
             let given = config(&[(name, value)], false);
             assert!(
-                env(&given, &ImageConfig::default(), "pod").is_err(),
+                env(&given, &ImageConfig::default(), "pod", &[]).is_err(),
                 "{name:?}"
             );
         }
@@ -278,7 +282,7 @@ mod tests {
                 ..ImageConfig::default()
             };
             assert!(
-                env(&config(&[], false), &image, "pod").is_err(),
+                env(&config(&[], false), &image, "pod", &[]).is_err(),
                 "{entry:?}"
             );
         }
@@ -347,7 +351,7 @@ mod tests {
                 envs: given.iter().map(|(n, v)| (n.clone(), v.clone().into_bytes())).collect(),
                 ..ContainerConfig::default()
             };
-            let out = env(&config, &image, "h").unwrap();
+            let out = env(&config, &image, "h", &[]).unwrap();
             for letter in ["A", "B", "C", "D"] {
                 let last = image_env.iter().chain(&given).rfind(|(name, _)| name == letter);
                 let prefix = format!("{letter}=");

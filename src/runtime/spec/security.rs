@@ -33,12 +33,13 @@ pub(crate) const DEFAULT_READONLY_PATHS: [&str; 5] = [
 /// Energy counters by which processes spy on others: hidden whenever anything is.
 const POWERCAP: &str = "/sys/devices/virtual/powercap";
 
-/// Capability sets.
+/// Capability sets; `default`: the configuration's default set, if it has one.
 ///
 /// # Errors
 /// [`SpecError::Invalid`]: a capability that does not exist.
 pub(crate) fn capabilities(
     security: &ContainerSecurity,
+    default: Option<u64>,
     host: &HostFacts,
 ) -> Result<CapabilityMasks> {
     let available = host.available_capabilities();
@@ -49,7 +50,8 @@ pub(crate) fn capabilities(
             ambient: 0,
         });
     }
-    capabilities::of_container(&security.capabilities, available).map_err(
+    let default = default.unwrap_or_else(capabilities::default_set);
+    capabilities::of_container(&security.capabilities, default, available).map_err(
         |UnknownCapability(name)| {
             let problem = "is no capability";
             let mend = "use a name of capabilities(7), or ALL";

@@ -43,6 +43,7 @@ pub(crate) fn host() -> HostFacts {
         bounding: u64::MAX >> 23,
         min_oom_score_adj: -1000,
         max_open_files: 1 << 20,
+        nr_open: 1 << 20,
         hugepage_sizes: vec!["2MB".to_owned(), "1GB".to_owned()],
     }
 }
@@ -130,6 +131,7 @@ impl World {
             cgroup_path: "/pod/pause",
             hostname: "pod",
             prepared: &self.prepared,
+            handler: &self.handler,
         };
         sandbox(&input, &self.host)
     }

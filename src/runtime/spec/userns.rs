@@ -255,7 +255,7 @@ mod tests {
     fn users_must_exist_inside() {
         let of_pod = pod(user(NamespaceMode::Pod, &[(0, 1000, 10)]));
         let inside = namespaces::of_sandbox(&of_pod).unwrap();
-        let ranges = namespaces::sysctls(&of_pod).unwrap();
+        let ranges = namespaces::sysctls(&of_pod, &[]).unwrap();
         let range = ("net.ipv4.ping_group_range".to_owned(), "0 9".to_owned());
         assert!(ranges.contains(&range), "{ranges:?}");
         let plan = |user, group, additional: &[u32]| UserPlan {

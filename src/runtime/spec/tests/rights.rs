@@ -1,6 +1,60 @@
 //! Devices, privileges, hidden paths, capabilities, profiles.
 
 use super::*;
+use crate::runtime::plan::DeviceNode;
+
+#[test]
+fn what_the_configuration_gives() {
+    let mut world = World::with(|world| {
+        world.config.security.run_as_user = Some(1000);
+        world.config.security.run_as_group = Some(2000);
+        world.config.envs = vec![("B".to_owned(), b"cri".to_vec())];
+        world.image.config.env = vec!["A=image".to_owned()];
+        let defaults = &mut world.handler.defaults;
+        defaults.capabilities = Some(0b11);
+        defaults.rlimits = vec![(4, 0, 0), (7, 5, 6)];
+        let pair = |key: &str| (key.to_owned(), "config".to_owned());
+        defaults.env = vec![pair("A"), pair("B"), pair("C")];
+        let node = |path: &str| DeviceNode {
+            path: path.to_owned(),
+            host_path: path.into(),
+            block: false,
+            major: 1,
+            minor: 9,
+            mode: 0o600,
+            uid: 7,
+            gid: 8,
+        };
+        world.prepared.devices = vec![HostDevice {
+            node: node("/dev/x"),
+            permissions: "rw".to_owned(),
+        }];
+    });
+    let owner = |built: &Built, path: &str| {
+        let found = built.plan.devices.iter().find(|node| node.path == path);
+        found.map(|node| (node.uid, node.gid))
+    };
+    let built = world.build().unwrap();
+    let process = &built.plan.process;
+    assert_eq!(process.capabilities.bounding, 0b11);
+    assert_eq!(process.rlimits, [(4, 0, 0), (7, 5, 6)]);
+    for entry in ["A=image", "B=cri", "C=config"] {
+        assert!(process.env.contains(&entry.as_bytes().to_vec()), "{entry}");
+    }
+    assert_eq!(owner(&built, "/dev/x"), Some((7, 8)));
+    world.handler.defaults.device_ownership = true;
+    let built = world.build().unwrap();
+    assert_eq!(owner(&built, "/dev/x"), Some((1000, 2000)));
+    assert_eq!(owner(&built, "/dev/null"), Some((0, 0)));
+    world.config.security.run_as_group = None;
+    assert_eq!(owner(&world.build().unwrap(), "/dev/x"), Some((1000, 8)));
+    world.handler.defaults.rlimits = vec![(7, 1, u64::MAX)];
+    let error = world.build().unwrap_err().to_string();
+    assert!(
+        error.contains("fs.nr_open of this node, which is 1048576"),
+        "{error}"
+    );
+}
 
 #[test]
 fn devices_are_denied_unless_listed() {
