@@ -15,7 +15,8 @@ use proptest::test_runner::TestRunner;
 
 use super::profile::{Action, Operator, Profile, Rule};
 use super::table::Arch;
-use super::tests::{POOL, actions, call, calls, number, profiles, run};
+use super::tests::model::{POOL, call, calls, number, profiles};
+use super::tests::{actions, run};
 use super::{Target, program, resolve};
 
 /// Reads profiles from stdin, writes program n to the file n:
