@@ -212,14 +212,14 @@ def unconfined(steps, pods):
         is_pair(contexts(pid)["/"][1].removeprefix(FILE))
         is_pair(attribute(pods.container(pod)[1]).removeprefix(PROCESS))
         pods.refused(pod, "selinux_options.level", selinux={"level": "s0,c4"}, privileged=True)
-    for name in ("pid", "ipc"):
-        with steps.step(f"a pod with the node's {name} namespace is not confined, unless it names a type"):
-            namespaces = {name: NODE}
-            same("pause", attribute(pods.pause(pods.run(namespace_options=namespaces))), UNCONFINED)
-            pod = pods.run({"type": "container_t"}, namespace_options=namespaces)
-            own = {"namespace_options": {"pid": CONTAINER, **namespaces}}
-            is_pair(attribute(pods.container(pod, **own)[1]).removeprefix(PROCESS))
-            same("a container", attribute(pods.container(pod, {"level": "s0:c1"}, **own)[1]), UNCONFINED)
+    with steps.step("a pod with the node's PID or IPC namespace is not confined, unless it names a type"):
+        pod = pods.run(namespace_options={"ipc": NODE})
+        same("pause", attribute(pods.pause(pod)), UNCONFINED)
+        own = {"namespace_options": {"pid": CONTAINER, "ipc": NODE}}
+        same("a container", attribute(pods.container(pod, **own)[1]), UNCONFINED)
+        same("pause", attribute(pods.pause(pods.run(namespace_options={"pid": NODE}))), UNCONFINED)
+        pod = pods.run({"type": "container_t"}, namespace_options={"pid": NODE})
+        is_pair(attribute(pods.pause(pod)).removeprefix(PROCESS))
     with steps.step("one with the node's network is confined"):
         namespaces = {"namespace_options": {"network": NODE, "pid": CONTAINER}}
         pod = pods.run(namespace_options={"network": NODE})
@@ -317,7 +317,7 @@ def few_categories(steps, pods, runtime):
         pods.made.clear()
     with steps.step("levels are held over a restart, refused when all are in use, and freed with their pod"):
         runtime.stop()
-        runtime.extra = {**runtime.extra, "selinux_category_range": 3}
+        runtime.extra = {**runtime.extra, "selinux_category_range": 3, "hostnetwork_disable_selinux": True}
         runtime.start()
         made = [pods.run(), pods.run()]
         runtime.kill()
@@ -329,7 +329,10 @@ def few_categories(steps, pods, runtime):
         expect("selinux_category_range" in said and "in use" in said, said)
         pods.c("rmp", "--force", made[1][0])
         pods.made.remove(made[1][0])
-        same("the next pod's", attribute(pods.pause(pods.run())).removeprefix(PROCESS), levels[1])
+        last = pods.run(namespace_options={"network": NODE})
+        info = pods.c.json("inspectp", last[0])["info"]
+        same("the next pod's", info["runtimeSpec"]["linux"]["mountLabel"], FILE + levels[1])
+        same("with the node's network, which is not to be confined here", attribute(info["pid"]), UNCONFINED)
 
 
 def main():
