@@ -42,7 +42,7 @@ SYSCTLS = ("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/pa
 SUSPECT = re.compile(r"runtime|\bcri\b|pleg|cadvisor|sandbox|container|cgroup|image|probe", re.I)
 # ... and that are in order, with the reason: what in kubelet (v1.36.1) or its cAdvisor (v0.56.2) writes the line. "Peer": the
 # same line comes with containerd 2.4.2 below the same kubelet. A pattern with `again` (as berth says it, or the peer)
-# fits only a container that kubelet had begun to remove before.
+# fits only a container that kubelet had begun to remove before, one with `orphan` a pod whose directory kubelet has cleaned up.
 CALL = r"remote_runtime\.go:\d+\] "
 REMOVED = r"(?:no container \\\"(?P<again>[0-9a-f]{64})\\\" on this node|an error occurred when try to find container \\\"(?P<again_peer>[0-9a-f]{64})\\\": not found)"
 BACK_OFF = r'failed to \\"StartContainer\\" for \\"(?:failing|hungry)\\" with CrashLoopBackOff: \\"[^"]*\\"'
@@ -76,6 +76,10 @@ ALLOWED = (
      "status; peer"),
     (r'kuberuntime_gc\.go:\d+\] "Failed to remove container" err="failed to get container status .*code = NotFound desc = ' + REMOVED,
      "as above, told by containerGC; peer"),
+    # Seen in one run of thirty; kubelet makes the pod again.
+    (r'CreateContainerConfigError: (?:\\")?open \S+/pods/(?P<orphan>[0-9a-f]{32})/etc-hosts: no such file or directory',
+     "kubelet's housekeeping (HandlePodCleanups -> cleanupOrphanedPodDirs) took the directory of a pod that it was just making "
+     "for an orphan's, and said so; no call of the runtime is in it"),
 )
 # ... of a peer alone.
 ALLOWED_BY_RUNTIME = {
@@ -132,12 +136,13 @@ def node_ip():
 
 def explain(log, allowed):
     """(error lines of a log that nothing explains, {reason: how often it explained one})"""
-    bad, explained, removals = [], {}, collections.Counter()
+    bad, explained, removals, orphans = [], {}, collections.Counter(), set()
     for line in log.splitlines():
         removals.update(re.findall(r'"RemoveContainer" containerID="([0-9a-f]{64})"', line))
+        orphans.update(re.findall(r'"Cleaned up orphaned pod volumes dir" podUID="([0-9a-f]{32})"', line))
         if not re.match(r"[EF]\d{4} ", line) or not SUSPECT.search(line):
             continue
-        reason = next((r for pattern, r in allowed if fits(pattern, line, removals)), None)
+        reason = next((r for pattern, r in allowed if fits(pattern, line, removals, orphans)), None)
         if reason:
             explained[reason] = explained.get(reason, 0) + 1
         else:
@@ -145,10 +150,10 @@ def explain(log, allowed):
     return bad, explained
 
 
-def fits(pattern, line, removals):
+def fits(pattern, line, removals, orphans):
     found = re.search(pattern, line)
-    ids = [v for v in found.groupdict().values() if v] if found else []
-    return found and all(removals[one] > 1 for one in ids)
+    named = {key: value for key, value in found.groupdict().items() if value} if found else {}
+    return found and all(value in orphans if key == "orphan" else removals[value] > 1 for key, value in named.items())
 
 
 class Kubelet:
