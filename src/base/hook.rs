@@ -57,6 +57,6 @@ pub(crate) struct Hook {
     pub(crate) args: Vec<String>,
     /// `NAME=value`.
     pub(crate) env: Vec<String>,
-    /// Seconds; absent: no limit.
+    /// Seconds, from 1. Where berth runs it, 100 at most, and 100 when absent; with an OCI runtime absent is no limit.
     pub(crate) timeout: Option<u64>,
 }
