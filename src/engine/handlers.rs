@@ -77,6 +77,24 @@ impl HandlerTable {
         Ok(handler.clone())
     }
 
+    /// Why the handler of this name gives pods no user namespace of their own, as far as its OCI runtime has told. What has not
+    /// answered yet is tried: its own error tells then.
+    pub(crate) fn no_user_namespaces(&self, name: &str) -> Option<String> {
+        let meant = match name {
+            "" => &self.all.default,
+            name => name,
+        };
+        let runtime = self.all.named.get(meant)?.runtime.as_ref()?;
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.get(meant)?.user_namespaces {
+            return None;
+        }
+        let path = runtime.path.display();
+        Some(format!(
+            "runtime_handler {meant:?}: its OCI runtime {path} does not tell that it can (linux.namespaces of `{path} features`)"
+        ))
+    }
+
     /// (name, recursive read-only mounts, user namespaces) of each handler, by name; `""` is the default.
     pub(crate) fn list(&self, own: Features) -> Vec<(String, bool, bool)> {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -112,12 +130,16 @@ impl Engine {
                     let Some(runtime) = &handler.runtime else {
                         continue;
                     };
-                    let features = match ask(&runtime.path) {
+                    let features = match ask(&runtime.path, "features") {
                         Ok(answer) => features_of(&answer, kernel),
                         Err(error) => {
+                            let told = ask(&runtime.path, "--version").unwrap_or_default();
+                            let features = features_of_version(&told, kernel);
                             tracing::warn!(handler = name, runtime = %runtime.path.display(), %error,
-                                "the runtime does not tell its features: none are offered");
-                            Features::default()
+                                recursive_read_only = features.recursive_read_only,
+                                user_namespaces = features.user_namespaces,
+                                "the runtime does not tell its features: only those of the version that it implements are offered");
+                            features
                         }
                     };
                     let mut told = table.told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -139,12 +161,12 @@ fn executable(path: &Path) -> std::io::Result<()> {
     Err(std::io::Error::other("not an executable file"))
 }
 
-/// What `PATH features` prints. Blocks for at most [`PATIENCE`].
-fn ask(path: &Path) -> std::io::Result<Vec<u8>> {
+/// What `PATH WORD` prints. Blocks for at most [`PATIENCE`].
+fn ask(path: &Path, word: &str) -> std::io::Result<Vec<u8>> {
     let (reader, writer) = fd::pipe()?;
     fd::set_nonblocking(reader.as_fd(), true)?;
     let spawned = Spawn::path(path)
-        .argument("features")
+        .argument(word)
         .standard(1, writer.as_fd())
         .session()
         .start();
@@ -191,8 +213,24 @@ fn features_of(answer: &[u8], kernel: Features) -> Features {
     let rro = |options: &Vec<serde_json::Value>| options.iter().any(|one| one == "rro");
     Features {
         recursive_read_only: kernel.recursive_read_only && options.is_some_and(rro),
-        // Pods of OCI runtimes get none from berth yet.
-        user_namespaces: false,
+        user_namespaces: kernel.user_namespaces
+            && value["linux"]["namespaces"]
+                .as_array()
+                .is_some_and(|names| names.iter().any(|one| one == "user")),
+    }
+}
+
+/// What a runtime offers that has no `features` (crun before 1.11), by its `--version`: user namespaces if it says that it
+/// implements version 1 of the runtime-spec, which has them from its beginning. What later versions added for them, mapped
+/// mounts, berth does itself.
+fn features_of_version(told: &[u8], kernel: Features) -> Features {
+    let told = String::from_utf8_lossy(told);
+    let mut versions = told
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("spec: "));
+    Features {
+        recursive_read_only: false,
+        user_namespaces: kernel.user_namespaces && versions.any(|one| one.starts_with("1.")),
     }
 }
 
@@ -260,7 +298,8 @@ mod tests {
         ];
         assert_eq!(table.list(own), before);
         table.all.default = "other".to_owned();
-        let answer = br#"{"mountOptions":["ro","rro"],"linux":{}}"#;
+        assert_eq!(table.no_user_namespaces("other"), None, "not asked yet");
+        let answer = br#"{"mountOptions":["ro","rro"],"linux":{"namespaces":["mount","time"]}}"#;
         let features = features_of(answer, own);
         table
             .told
@@ -273,6 +312,14 @@ mod tests {
             row("other", true, false),
         ];
         assert_eq!(table.list(own), after);
+        for name in ["", "other"] {
+            let why = table.no_user_namespaces(name).unwrap();
+            let (handler, asked) = ("runtime_handler \"other\"", "`/bin/true features`");
+            assert!(why.starts_with(handler) && why.contains(asked), "{why}");
+        }
+        assert_eq!(table.no_user_namespaces(BUILT_IN), None);
+        let answer = br#"{"mountOptions":["ro","rro"],"linux":{"namespaces":["user"]}}"#;
+        assert_eq!(features_of(answer, own), own);
         assert_eq!(features_of(b"no JSON", own), Features::default());
         assert_eq!(
             features_of(answer, Features::default()),
@@ -282,9 +329,31 @@ mod tests {
 
     #[test]
     fn runtimes_are_asked() {
-        assert_eq!(ask(Path::new("/bin/echo")).unwrap(), b"features\n");
-        let error = ask(Path::new("/bin/false")).unwrap_err();
+        let ask = |path| ask(Path::new(path), "features");
+        assert_eq!(ask("/bin/echo").unwrap(), b"features\n");
+        let error = ask("/bin/false").unwrap_err();
         assert!(error.to_string().contains("exited with 1"), "{error}");
-        assert!(ask(Path::new("/missing")).is_err());
+        assert!(ask("/missing").is_err());
+    }
+
+    #[test]
+    fn a_runtime_without_features_has_those_of_its_version() {
+        let own = Features {
+            recursive_read_only: true,
+            user_namespaces: true,
+        };
+        let crun = b"crun version 1.8.1\ncommit: f8a0\nspec: 1.0.0\n+SYSTEMD +CAP\n";
+        let user = |told: &[u8], kernel| features_of_version(told, kernel).user_namespaces;
+        assert!(user(crun, own) && !user(crun, Features::default()));
+        assert!(!features_of_version(crun, own).recursive_read_only);
+        for told in [
+            &b""[..],
+            b"x 1.0\n",
+            b"spec: 0.9.0\n",
+            b"OCI specs: 1.0.2\n",
+            b"spec: 10.0\n",
+        ] {
+            assert!(!user(told, own), "{told:?}");
+        }
     }
 }

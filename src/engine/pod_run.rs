@@ -138,7 +138,7 @@ impl Engine {
 
     async fn build_pod(&self, pod: &Arc<Pod>) -> Result<()> {
         let core = self.core();
-        core.lower.check_user_namespace(pod)?;
+        core.lower.check_user_namespace(pod, &core.handlers)?;
         let directory = core.pod_directory(pod.id);
         let made = directory.clone();
         let (recorded, netns, made) = tokio::join!(

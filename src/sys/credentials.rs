@@ -113,6 +113,28 @@ fn prctl(option: i32, a: u64, b: u64, c: u64) -> io::Result<()> {
     }
 }
 
+/// A resource limit by number, soft and hard; `u64::MAX` is unlimited.
+///
+/// # Errors
+/// The number of `prlimit64(2)`.
+pub(crate) fn limit(resource: u32) -> io::Result<(u64, u64)> {
+    let mut limits = [0_u64; 2];
+    // SAFETY: the kernel reads nothing and writes two 64-bit numbers.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_prlimit64,
+            0,
+            resource,
+            std::ptr::null::<u64>(),
+            limits.as_mut_ptr(),
+        )
+    };
+    match result {
+        0 => Ok((limits[0], limits[1])),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Sets a resource limit by number; `u64::MAX` is unlimited.
 ///
 /// # Errors

@@ -7,7 +7,7 @@ use crate::engine::container::Container;
 use crate::engine::core::{Core, make_directory};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::lower::Lower;
-use crate::runtime::external::Text;
+use crate::runtime::external::{Text, is_owned};
 use crate::runtime::plan::ExecPlan;
 use crate::runtime::spec::{Built, bundle};
 
@@ -41,7 +41,9 @@ pub(super) fn order(core: &Core, container: &Container, built: &Built) -> Result
         return Ok(None);
     };
     let directory = bundle_of(core, container);
-    make_directory(&directory, 0o700)?;
+    // The root of a user namespace walks through it, and sees no name.
+    let mode = if is_owned(&built.plan) { 0o711 } else { 0o700 };
+    make_directory(&directory, mode)?;
     let hidden = &built.hidden_annotations;
     let config = bundle::config(&built.spec, &built.plan, &directory, hidden);
     Ok(Some(Order {

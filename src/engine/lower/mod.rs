@@ -20,7 +20,7 @@ use crate::base::tasks::Tasks;
 use crate::engine::Parts;
 use crate::engine::core::{EngineConfig, blocking_step};
 use crate::engine::error::{EngineError, Result};
-use crate::engine::handlers::Features;
+use crate::engine::handlers::{Features, HandlerTable};
 use crate::engine::lower::selinux::Labels;
 use crate::engine::monitor_client::{MonitorConfig, MonitorPool};
 use crate::engine::pod::Pod;
@@ -135,23 +135,23 @@ impl Lower {
         })
     }
 
-    /// Refuses a pod whose user namespace this machine cannot make.
+    /// Refuses a pod whose user namespace this machine, or its handler, cannot make.
     ///
     /// # Errors
     /// [`EngineError::Unable`].
-    pub(crate) fn check_user_namespace(&self, pod: &Pod) -> Result<()> {
+    pub(crate) fn check_user_namespace(&self, pod: &Pod, handlers: &HandlerTable) -> Result<()> {
         if pod.user_root().is_none() {
             return Ok(());
         }
-        let why = match (&self.no_user_namespaces, &pod.handler.runtime) {
-            (None, None) => return Ok(()),
-            (Some(why), _) => why.clone(),
-            (None, Some(_)) => "pods of OCI runtimes get none from berth yet".to_owned(),
+        let of_handler = || handlers.no_user_namespaces(&pod.runtime_handler);
+        let why = self.no_user_namespaces.clone().or_else(of_handler);
+        let Some(why) = why else {
+            return Ok(());
         };
         Err(EngineError::Unable {
             field: "linux.security_context.namespace_options.userns_options",
             why,
-            mend: "use the node's user namespace (hostUsers: true)",
+            mend: "use the node's user namespace (hostUsers: true), or a handler that has them",
         })
     }
 

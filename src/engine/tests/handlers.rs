@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
 use crate::base::handler::{Handler, OciRuntime};
+use crate::base::security::{IdMapping, NamespaceMode, UserNamespace};
 
 /// It makes no namespaces: its containers' first process waits for a file, then prints and sleeps.
 const RUNTIME: &str = r#"#!/bin/sh
@@ -104,6 +105,15 @@ async fn run_script_pod(node: &Node, engine: &Engine, name: &str) -> String {
 fn known(node: &Node) -> usize {
     let found = fs::read_dir(node.path("state/script"));
     found.into_iter().flatten().count()
+}
+
+/// Whether the script has told its features.
+fn node_told(engine: &Engine) -> bool {
+    engine
+        .core()
+        .handlers
+        .no_user_namespaces("script")
+        .is_some()
 }
 
 fn mounts() -> String {
@@ -220,6 +230,39 @@ async fn what_an_oci_runtime_cannot_do_is_told_and_undone() {
     assert_eq!(exited(&engine, &id).await.reason, "StartError");
     remove_pods(&engine).await;
     assert_eq!(known(&node), 0);
+    node.end(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_namespace_that_the_handler_cannot_make_is_refused() {
+    let node = node_with_runtime();
+    let engine = node.start().await;
+    let mut config = pod_config(&node, "never");
+    let ids = vec![IdMapping {
+        host_id: 65536,
+        container_id: 0,
+        length: 65536,
+    }];
+    config.security.namespaces.user = Some(UserNamespace {
+        mode: NamespaceMode::Pod,
+        uids: ids.clone(),
+        gids: ids,
+    });
+    let told = || node_told(&engine);
+    until("its features", told).await;
+    let error = engine.run_pod_sandbox(config, "script".to_owned()).await;
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), Kind::FailedPrecondition);
+    let text = chain(&error);
+    for part in [
+        "userns_options",
+        "\"script\"",
+        "/runtime features`",
+        "hostUsers: true",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    remove_pods(&engine).await;
     node.end(engine).await;
 }
 

@@ -11,6 +11,9 @@
 //!   | run(Start) clone3 -> | RUNTIME start ----------------------> | init executes
 //!   |  <- Done ----------- |
 //! ```
+//! In a pod with a user namespace the helper also maps layers and volumes, and the runtime's init joins the namespace: what the
+//! runtime needs by path from in there is below the bundle, which the namespace's root may pass.
+//!
 //! The helper's memory and mounts go with it; the host's mount table never shows them. When the monitor dies, helper and
 //! runtime die too (`PR_SET_PDEATHSIG`). What the runtime's log tells is the error.
 
@@ -23,7 +26,7 @@ use crate::base::handler::OciRuntime;
 use crate::runtime::create::{CreateRequest, Spawned, helper};
 use crate::runtime::exec::ExecRequest;
 use crate::runtime::init;
-use crate::runtime::plan::{Fault, MountPlan, MountPropagation, MountSource};
+use crate::runtime::plan::{Fault, MountPropagation, MountSource, NamespaceSource, Plan};
 
 /// JSON with a gap, where the helper puts the OCI spec's `user`: it looks the user up in the image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,16 +70,47 @@ impl Verb {
     }
 }
 
+/// Whether the containers of a plan are in a user namespace of their pod's.
+pub(crate) fn is_owned(plan: &Plan) -> bool {
+    plan.namespaces.user != NamespaceSource::Host
+}
+
 /// Name below the bundle of what the helper mounts there for mount `index` of the plan; absent: the runtime mounts it
-/// by itself. These are mounts that a runtime could not make, or only where mounts of the host are still shared.
-pub(crate) fn staged(index: usize, mount: &MountPlan) -> Option<String> {
-    let by_helper = match &mount.source {
+/// by itself. These are mounts that a runtime could not make, or only where mounts of the host are still shared; in a
+/// user namespace all of the host's: their ids are mapped, their paths may be closed to the namespace's root.
+pub(crate) fn staged(plan: &Plan, index: usize) -> Option<String> {
+    let by_helper = match &plan.mounts.get(index)?.source {
         MountSource::PodShm | MountSource::Image { .. } => true,
-        MountSource::Bind { propagation, .. } => *propagation != MountPropagation::Private,
+        MountSource::Bind { propagation, .. } => {
+            is_owned(plan) || *propagation != MountPropagation::Private
+        }
         MountSource::Filesystem { .. } | MountSource::CgroupV1(_) => false,
     };
     by_helper.then(|| format!("mount-{index}"))
 }
+
+/// Name below the bundle of a copy of device `index` of the plan; absent: the runtime makes it by itself. In a user namespace
+/// it can make none: it binds the node's by the path that it is to have, which may be another device there.
+pub(crate) fn staged_device(plan: &Plan, index: usize) -> Option<String> {
+    let device = plan.devices.get(index)?;
+    let own = device.host_path == Path::new(&device.path) && BASIC.contains(&device.path.as_str());
+    (is_owned(plan) && !own).then(|| format!("device-{index}"))
+}
+
+/// Name below the bundle of a copy of volume `index` that the image declares; absent: the runtime binds the node's path.
+pub(crate) fn staged_volume(plan: &Plan, index: usize) -> Option<String> {
+    is_owned(plan).then(|| format!("volume-{index}"))
+}
+
+/// Devices that a runtime makes unasked.
+const BASIC: [&str; 6] = [
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+];
 
 /// Clones a helper that makes a container; `request.plan` is a plan followed by its [`Text`].
 ///
@@ -86,6 +120,7 @@ pub(crate) fn create(request: &CreateRequest<'_>, place: Place<'_>) -> Result<Sp
     let mut descriptors = vec![request.plan];
     descriptors.extend(request.stdio);
     descriptors.extend(request.pause);
+    descriptors.extend(request.user);
     let monitor = crate::sys::process::id();
     helper(&descriptors, |control| {
         init::external::create(request, place, monitor, control)

@@ -35,19 +35,21 @@ pub(super) fn copies(plan: &Plan) -> Result<Vec<OwnedFd>, Fault> {
     if !is_ours(plan) {
         return Ok(Vec::new());
     }
-    let copies = plan.devices.iter().map(|device| {
-        let shown = device.host_path.display().to_string();
-        let copy = mount::copy_tree(file::CWD, &device.host_path, false);
-        let copy = copy.context(STAGE, "open_tree", &shown)?;
-        let status = file::fstat(&copy).context(STAGE, "fstat", &shown)?;
-        if is_it(device, &status) {
-            Ok(copy)
-        } else {
-            let what = format_args!("{shown} is not the device that it was").to_string();
-            Err(Fault::check(STAGE, "check", what))
-        }
-    });
-    copies.collect()
+    plan.devices.iter().map(copy).collect()
+}
+
+/// A copy of the node's own node.
+pub(super) fn copy(device: &DeviceNode) -> Result<OwnedFd, Fault> {
+    let shown = device.host_path.display().to_string();
+    let copy = mount::copy_tree(file::CWD, &device.host_path, false);
+    let copy = copy.context(STAGE, "open_tree", &shown)?;
+    let status = file::fstat(&copy).context(STAGE, "fstat", &shown)?;
+    if is_it(device, &status) {
+        Ok(copy)
+    } else {
+        let what = format_args!("{shown} is not the device that it was").to_string();
+        Err(Fault::check(STAGE, "check", what))
+    }
 }
 
 fn is_it(device: &DeviceNode, status: &Stat) -> bool {

@@ -9,14 +9,15 @@ use serde::de::DeserializeOwned;
 
 use crate::runtime::create::CreateRequest;
 use crate::runtime::exec::ExecRequest;
-use crate::runtime::external::{Place, Text, Verb, message_of, staged};
-use crate::runtime::plan::{Context, ExecPlan, Fault, MountSource, Plan, Preamble, Report, Rootfs};
+use crate::runtime::external::{Place, Text, Verb, message_of};
+use crate::runtime::plan::{Context, ExecPlan, Fault, Plan, Preamble, Report};
+use crate::runtime::userns;
 use crate::sys::exec::Image;
-use crate::sys::file::{self, FileType, Make};
-use crate::sys::{clone, fd, memfd, mount, ns, process, signal, socket};
+use crate::sys::{clone, fd, file, memfd, ns, process, signal, socket};
 
+use super::process::raise_limits;
 use super::user::{self, User};
-use super::{MAX_PLAN, Step, copy, mounts, open_host, rootfs, take_pod_shm};
+use super::{MAX_PLAN, Step, open_host, stage, take_pod_shm};
 
 const STAGE: &str = "runtime";
 /// Where runtimes and hooks look for programs of their own.
@@ -115,18 +116,12 @@ fn decode<T: DeserializeOwned>(plan: BorrowedFd<'_>) -> Result<(T, Text), Fault>
 
 fn make(request: &CreateRequest<'_>, place: Place<'_>) -> Outcome {
     let (plan, text): (Plan, Text) = decode(request.plan)?;
+    let user = stage::owner(&plan, request, place.bundle)?;
     let shm = take_pod_shm(&plan, request)?;
     ns::unshare(ns::flag::MOUNT).context("namespace", "unshare", "mount")?;
     let bundle = open_host(place.bundle, STAGE)?;
-    let root = stage_mounts(&plan, shm, bundle.as_fd())?;
-    for (volume, path) in &plan.declared_volumes {
-        let target = file::make_in(root.as_fd(), Path::new(path), Make::Directory).context(
-            "volume",
-            "make mount point",
-            path,
-        )?;
-        copy::directory(target.as_fd(), open_host(volume, "volume")?.as_fd(), path)?;
-    }
+    let root = stage::mounts(&plan, shm, user, bundle.as_fd())?;
+    stage::fill_volumes(&plan, user, root.as_fd())?;
     let user = user::look_up(root.as_fd(), &plan.process.user)?;
     write_text(
         &place.bundle.join("config.json"),
@@ -147,77 +142,13 @@ fn make(request: &CreateRequest<'_>, place: Place<'_>) -> Outcome {
     made(&pid_file, user, console)
 }
 
-/// Mounts the root filesystem and what the runtime could not, each below the bundle; nothing of it leaves this mount
-/// namespace. The root.
-fn stage_mounts(
-    plan: &Plan,
-    mut shm: Option<OwnedFd>,
-    bundle: BorrowedFd<'_>,
-) -> Result<OwnedFd, Fault> {
-    let mut trees: Vec<Option<OwnedFd>> = Vec::with_capacity(plan.mounts.len());
-    for (index, mount) in plan.mounts.iter().enumerate() {
-        trees.push(match &mount.source {
-            _ if staged(index, mount).is_none() => None,
-            MountSource::Bind {
-                path,
-                recursive,
-                propagation,
-                ..
-            } => {
-                mounts::check_propagation(path, *propagation)?;
-                Some(mounts::tree(path, *recursive)?)
-            }
-            MountSource::PodShm => shm.take(),
-            _ => None,
-        });
-    }
-    mount::make_all_private().context("rootfs", "mount_setattr", "/")?;
-    for (mount, tree) in plan.mounts.iter().zip(&mut trees) {
-        if let MountSource::Image { lower, sub_path } = &mount.source {
-            *tree = Some(mounts::image(lower, sub_path, &plan.mount_label)?);
-        }
-    }
-    let root = root_of(plan)?;
-    attach(bundle, "rootfs", &root)?;
-    for (index, (mount, tree)) in plan.mounts.iter().zip(&trees).enumerate() {
-        if let (Some(name), Some(tree)) = (staged(index, mount), tree) {
-            attach(bundle, &name, tree)?;
-        }
-    }
-    Ok(root)
-}
-
-fn root_of(plan: &Plan) -> Result<OwnedFd, Fault> {
-    match &plan.rootfs {
-        Rootfs::Pause { .. } => Err(Fault::check(STAGE, "pause", "not here")),
-        Rootfs::Directory { path, .. } => rootfs::directory(path),
-        Rootfs::Overlay {
-            lower,
-            upper,
-            work,
-            volatile,
-            readonly: _,
-        } => {
-            let upper = upper.as_deref().map(|upper| (upper, work.as_path()));
-            rootfs::overlay(lower, upper, *volatile, &plan.mount_label)
-        }
-    }
-}
-
-fn attach(bundle: BorrowedFd<'_>, name: &str, tree: &OwnedFd) -> Step {
-    let status = file::fstat(tree).context("mount", "fstat", name)?;
-    let kind = match FileType::from_raw_mode(status.st_mode) {
-        FileType::Directory => Make::Directory,
-        _ => Make::File,
-    };
-    let target = file::make_in(bundle, Path::new(name), kind);
-    let target = target.context("mount", "make mount point", name)?;
-    mount::attach(tree.as_fd(), target.as_fd()).context("mount", "move_mount", name)
-}
-
 fn join(request: &ExecRequest<'_>, place: Place<'_>, process: (u32, u64)) -> Outcome {
     let (pid, number) = process;
     let (plan, text): (ExecPlan, Text) = decode(request.plan)?;
+    if let Some(root) = plan.user_namespace {
+        userns::give_streams(root)?;
+        raise_limits(&plan.process)?;
+    }
     let bundle = open_host(place.bundle, STAGE)?;
     // The monitor has not reaped it: the number is still its own.
     let root = open_host(&PathBuf::from(format!("/proc/{pid}/root")), "user")?;
@@ -276,9 +207,12 @@ fn write_text(path: &Path, text: &Text, user: &User, umask: Option<u32>) -> Step
     fill(path, &whole).context(STAGE, "write", path.display())
 }
 
-/// A file that only its runtime reads, after this: not atomic.
+/// A file that only its runtime reads, after this: not atomic. For root alone: a pod's root may pass the bundle.
 fn fill(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut file = std::fs::File::create(path)?;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut options = std::fs::File::options();
+    let options = options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(path)?;
     std::io::Write::write_all(&mut file, text.as_bytes())
 }
 

@@ -32,6 +32,7 @@ mod masks;
 mod mounts;
 mod process;
 mod rootfs;
+mod stage;
 mod user;
 
 #[cfg(test)]

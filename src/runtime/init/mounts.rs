@@ -60,24 +60,7 @@ impl Host {
         let mut sources = Vec::with_capacity(plan.mounts.len());
         for mount in &plan.mounts {
             sources.push(match &mount.source {
-                MountSource::Bind {
-                    path,
-                    recursive,
-                    propagation,
-                    uid_mappings,
-                    gid_mappings,
-                } => {
-                    check_propagation(path, *propagation)?;
-                    let tree = tree(path, *recursive)?;
-                    if !uid_mappings.is_empty() {
-                        let of_pod = &plan.namespaces;
-                        let same = (uid_mappings, gid_mappings)
-                            == (&of_pod.uid_mappings, &of_pod.gid_mappings);
-                        let user = user.filter(|_| same);
-                        map_ids(tree.as_fd(), user, (uid_mappings, gid_mappings), path)?;
-                    }
-                    Source::Tree(tree)
-                }
+                source @ MountSource::Bind { .. } => Source::Tree(bound(plan, source, user)?),
                 MountSource::PodShm => {
                     let taken = || Fault::check(STAGE, "pod /dev/shm", "mounted twice");
                     Source::Tree(shm.take().ok_or_else(taken)?)
@@ -121,12 +104,40 @@ impl Host {
     }
 }
 
+/// A copy of what a bind mount of the plan shows, still in its peer groups, its ids mapped where the plan says so. `user`: the
+/// pod's user namespace, if it is not the node's.
+pub(super) fn bound(
+    plan: &Plan,
+    source: &MountSource,
+    user: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd, Fault> {
+    let MountSource::Bind {
+        path,
+        recursive,
+        propagation,
+        uid_mappings,
+        gid_mappings,
+    } = source
+    else {
+        return Err(Fault::check(STAGE, "bind", "no bind mount"));
+    };
+    check_propagation(path, *propagation)?;
+    let tree = tree(path, *recursive)?;
+    if !uid_mappings.is_empty() {
+        let of_pod = &plan.namespaces;
+        let same = (uid_mappings, gid_mappings) == (&of_pod.uid_mappings, &of_pod.gid_mappings);
+        let user = user.filter(|_| same);
+        map_ids(tree.as_fd(), user, (uid_mappings, gid_mappings), path)?;
+    }
+    Ok(tree)
+}
+
 pub(super) fn tree(path: &Path, recursive: bool) -> Result<OwnedFd, Fault> {
     mount::copy_tree(file::CWD, path, recursive).context(STAGE, "open_tree", path.display())
 }
 
 /// `BIDIRECTIONAL` needs a shared source, `HOST_TO_CONTAINER` one that is shared or a slave.
-pub(super) fn check_propagation(path: &Path, wanted: MountPropagation) -> Step {
+fn check_propagation(path: &Path, wanted: MountPropagation) -> Step {
     if wanted == MountPropagation::Private {
         return Ok(());
     }
@@ -212,7 +223,7 @@ fn attach(plan: &MountPlan, source: Source, root: BorrowedFd<'_>, label: &str) -
             let names = list.iter().map(|(_, name)| name.as_str());
             hierarchies(plan, names.zip(trees), root, label)
         }
-        (source, Source::Tree(tree)) => {
+        (_, Source::Tree(tree)) => {
             let status = file::fstat(&tree).context(STAGE, "fstat", path)?;
             let directory = FileType::from_raw_mode(status.st_mode) == FileType::Directory;
             let kind = if directory {
@@ -223,7 +234,7 @@ fn attach(plan: &MountPlan, source: Source, root: BorrowedFd<'_>, label: &str) -
             let target = make(root, path, kind)?;
             same_kind(&target, directory, path)?;
             refuse_special_for(&target, path, root, tree.as_fd())?;
-            bind(plan, source, tree.as_fd(), target.as_fd())
+            bind(plan, tree.as_fd(), target.as_fd())
         }
         _ => Err(Fault::check(
             STAGE,
@@ -316,45 +327,43 @@ fn set_propagation(mount: BorrowedFd<'_>, wanted: MountPropagation, path: &str) 
     mount::change(mount, &change).context(STAGE, "mount_setattr", path)
 }
 
-fn bind(
-    plan: &MountPlan,
-    source: &MountSource,
-    tree: BorrowedFd<'_>,
-    target: BorrowedFd<'_>,
-) -> Step {
+fn bind(plan: &MountPlan, tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Step {
     let path = &plan.target;
-    let wanted = match source {
-        MountSource::Bind { propagation, .. } => *propagation,
-        _ => MountPropagation::Private,
-    };
-    let dress = || -> Step {
-        set_propagation(tree, wanted, path)?;
-        let mut set = attributes_of(plan.attributes);
-        if matches!(source, MountSource::Image { .. }) {
-            // Layers are shared: never writable, whatever the plan says.
-            set |= attribute::READONLY;
-        }
-        if set != 0 || plan.attributes.relatime {
-            let atime = plan.attributes.noatime || plan.attributes.relatime;
-            let change = Change {
-                set,
-                clear: if atime { attribute::ATIME } else { 0 },
-                ..Change::default()
-            };
-            mount::change(tree, &change).context(STAGE, "mount_setattr", path)?;
-        }
-        if plan.attributes.recursive_readonly {
-            make_readonly(tree, true)?;
-        }
-        Ok(())
-    };
     let place = || mount::attach(tree, target).context(STAGE, "move_mount", path);
-    if dress().is_ok() {
+    if dress(plan, tree).is_ok() {
         return place();
     }
     // Before Linux 5.12 only an attached mount can be changed.
     place()?;
-    dress()
+    dress(plan, tree)
+}
+
+/// Gives a tree from the host the propagation and the attributes of its mount.
+pub(super) fn dress(plan: &MountPlan, tree: BorrowedFd<'_>) -> Step {
+    let path = &plan.target;
+    let wanted = match plan.source {
+        MountSource::Bind { propagation, .. } => propagation,
+        _ => MountPropagation::Private,
+    };
+    set_propagation(tree, wanted, path)?;
+    let mut set = attributes_of(plan.attributes);
+    if matches!(plan.source, MountSource::Image { .. }) {
+        // Layers are shared: never writable, whatever the plan says.
+        set |= attribute::READONLY;
+    }
+    if set != 0 || plan.attributes.relatime {
+        let atime = plan.attributes.noatime || plan.attributes.relatime;
+        let change = Change {
+            set,
+            clear: if atime { attribute::ATIME } else { 0 },
+            ..Change::default()
+        };
+        mount::change(tree, &change).context(STAGE, "mount_setattr", path)?;
+    }
+    if plan.attributes.recursive_readonly {
+        make_readonly(tree, true)?;
+    }
+    Ok(())
 }
 
 fn new_filesystem(

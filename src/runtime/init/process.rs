@@ -206,6 +206,23 @@ pub(super) fn limit_and_tune(plan: &ProcessPlan) -> Step {
     tune(&plan.tuning)
 }
 
+/// Raises hard limits of this process as far as the plan's are higher: what a runtime sets from inside a user namespace can
+/// only be lower than what it has there.
+pub(super) fn raise_limits(plan: &ProcessPlan) -> Step {
+    for (resource, _, hard) in &plan.rlimits {
+        let what = format_args!("hard limit {resource} to {hard}").to_string();
+        let ours = credentials::limit(*resource).context("process", "prlimit64", &what)?;
+        if ours.1 < *hard {
+            credentials::set_limit(*resource, ours.0, *hard).context(
+                "process",
+                "prlimit64",
+                what,
+            )?;
+        }
+    }
+    Ok(())
+}
+
 fn tune(tuning: &Tuning) -> Step {
     if let Some((class, level)) = tuning.io_priority {
         scheduling::set_io_priority(class, level).context(

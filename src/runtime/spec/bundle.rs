@@ -11,7 +11,7 @@ use oci_spec::runtime as oci;
 use serde_json::{Map, Value, json};
 
 use crate::base::handler::passed;
-use crate::runtime::external::{Text, staged};
+use crate::runtime::external::{Text, is_owned, staged, staged_device, staged_volume};
 use crate::runtime::plan::{MountSource, Plan, ProcessPlan};
 use crate::runtime::spec::ContainerInput;
 use crate::runtime::spec::oci::process as describe_process;
@@ -54,11 +54,22 @@ pub(crate) fn config(
     if let Some(Value::Object(annotations)) = spec.get_mut("annotations") {
         annotations.retain(|key, _| !hidden.contains(key));
     }
+    if let (true, Some(linux)) = (is_owned(plan), spec.get_mut("linux")) {
+        fit_owned(linux, plan);
+    }
     if let Some(Value::Array(mounts)) = spec.get_mut("mounts") {
         for (index, (mount, shown)) in plan.mounts.iter().zip(mounts.iter_mut()).enumerate() {
-            fit(shown, &mount.source, staged(index, mount), bundle);
+            let staged = staged(plan, index).map(|name| bundle.join(name));
+            fit(shown, &mount.source, staged.as_deref(), is_owned(plan));
         }
-        // The volumes of the image are last in the list: each goes before what is mounted below it.
+        // Those of the image are last in the list.
+        for (index, shown) in mounts.iter_mut().skip(plan.mounts.len()).enumerate() {
+            if let Some(name) = staged_volume(plan, index) {
+                shown["source"] = json!(bundle.join(name));
+            }
+        }
+        mounts.extend(devices(plan, bundle));
+        // Volumes of the image and devices too go before what is mounted below them.
         mounts.sort_by_key(|mount| {
             let target = mount["destination"].as_str().unwrap_or_default();
             target.matches('/').count()
@@ -72,25 +83,62 @@ pub(crate) fn config(
     })
 }
 
-/// One mount as the runtime is to make it.
-fn fit(shown: &mut Value, source: &MountSource, staged: Option<String>, bundle: &Path) {
-    let bind = |shown: &mut Value, name: &str, more: &[&str]| {
-        shown["type"] = json!("bind");
-        shown["source"] = json!(bundle.join(name));
-        if let Some(options) = shown["options"].as_array_mut() {
-            options.extend(more.iter().map(|option| json!(option)));
-        }
-    };
-    match (source, staged) {
-        (MountSource::Bind { .. }, Some(name)) => bind(shown, &name, &[]),
-        (MountSource::Image { .. }, Some(name)) => bind(shown, &name, &["bind", "ro"]),
-        (_, Some(name)) => bind(shown, &name, &["bind"]),
+/// One mount as the runtime is to make it. `owned`: the helper has given it all attributes already.
+fn fit(shown: &mut Value, source: &MountSource, staged: Option<&Path>, owned: bool) {
+    let Some(place) = staged else {
         // Runtimes know by this type what is to be seen there, whatever the version.
-        (MountSource::Filesystem { kind, .. }, None) if kind == "cgroup2" => {
+        if matches!(source, MountSource::Filesystem { kind, .. } if kind == "cgroup2") {
             shown["type"] = json!("cgroup");
             shown["source"] = json!("cgroup");
         }
-        (_, None) => {}
+        return;
+    };
+    shown["type"] = json!("bind");
+    shown["source"] = json!(place);
+    if let Some(shown) = shown.as_object_mut() {
+        // The helper has mapped the ids.
+        shown.remove("uidMappings");
+        shown.remove("gidMappings");
+    }
+    let Some(options) = shown["options"].as_array_mut() else {
+        return;
+    };
+    if owned {
+        let of_binds = ["rbind", "bind", "rprivate", "rslave", "rshared"];
+        options.retain(|option| of_binds.iter().any(|kept| option == kept));
+    }
+    let more: &[&str] = match source {
+        MountSource::Bind { .. } => &[],
+        MountSource::Image { .. } if !owned => &["bind", "ro"],
+        _ => &["bind"],
+    };
+    options.extend(more.iter().map(|option| json!(option)));
+}
+
+/// Bind mounts of the devices that the helper has staged.
+fn devices(plan: &Plan, bundle: &Path) -> Vec<Value> {
+    let devices = plan.devices.iter().enumerate();
+    let mounts = devices.filter_map(|(index, device)| {
+        let source = bundle.join(staged_device(plan, index)?);
+        Some(json!({"destination": device.path, "type": "bind", "source": source, "options": ["bind"]}))
+    });
+    mounts.collect()
+}
+
+/// What of a spec's `linux` is different in a user namespace.
+fn fit_owned(linux: &mut Value, plan: &Plan) {
+    if let Some(linux) = linux.as_object_mut() {
+        // Those of the namespace that is joined; runc says that it may refuse both.
+        linux.remove("uidMappings");
+        linux.remove("gidMappings");
+    }
+    if let Some(Value::Array(devices)) = linux.get_mut("devices") {
+        let mut index = 0..;
+        devices.retain(|_| {
+            index
+                .next()
+                .is_some_and(|index| staged_device(plan, index).is_none())
+        });
     }
 }
 

@@ -17,6 +17,7 @@ use crate::runtime::seccomp::Profile;
 use crate::runtime::spec::devices::HostDevice;
 use crate::runtime::spec::host::CgroupHost;
 
+mod bundles;
 mod edits;
 mod rights;
 mod volumes;
