@@ -34,13 +34,9 @@ SKIPS = (
     ("AppArmor", r".", "AppArmor is not in this kernel"),
 )
 # What pods of an OCI runtime do not offer, beside SKIPS: handler to such a list.
-USERNS = ("Security Context", r"no runtime handler found which supports user namespaces",
-          "berth gives pods of OCI runtimes no user namespaces yet")
 HANDLER_SKIPS = {
-    "runc": (USERNS,),
-    "crun": (USERNS,
-             ("Container Mount Readonly", r"does not implement recursive readonly mounts",
-              "crun before 1.11 has no sub-command `features` that would tell of them")),
+    "crun": (("Container Mount Readonly", r"does not implement recursive readonly mounts",
+              "crun before 1.11 has no sub-command `features` that would tell of them"),),
 }
 BENCHMARK = "-benchmark"
 BENCHMARKS = {"containersNumber": 20, "containersNumberParallel": 2, "containerBenchmarkTimeoutSeconds": 60,

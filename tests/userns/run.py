@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
 """Pods with a user namespace: what their containers see, what the node has, what is refused.
 
-    run.py [--runtime NAME]
+    run.py [--runtime NAME] [--runtime-handler runc|crun]
 """
 
-import json
 import os
 import signal
 import stat
+import subprocess
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "crictl")]
-from harness import options  # noqa: E402
+from harness import options, runtimes  # noqa: E402
 from harness.report import Steps, expect, wait_for  # noqa: E402
 from walkthrough import Crictl, written  # noqa: E402
 
@@ -32,12 +32,15 @@ def userns(*mappings, mode=POD):
 OWN = userns(mapping())
 MAPPED = {"uidMappings": [mapping()], "gidMappings": [mapping()]}
 
+MAPPED_TEN = {key: [mapping(container=10, length=1)] for key in MAPPED}
+
 
 class Pods:
-    def __init__(self, session):
+    def __init__(self, session, handler=None):
         self.s, self.c = session, Crictl(session.endpoint, session.factor)
+        self.handler = ["--runtime", handler] if handler else []
         self.count = 0
-        self.pods = []
+        self.pods, self.containers = [], []
 
     def pod_config(self, namespaces, **security):
         self.count += 1
@@ -49,23 +52,25 @@ class Pods:
 
     def run(self, namespaces, **security):
         config = self.pod_config(namespaces, **security)
-        pod = self.c.id("runp", config)
+        pod = self.c.id("runp", *self.handler, config)
         self.s.runtime.ids.add(pod)
         self.pods.append(pod)
         return pod, config
 
-    def container_config(self, namespaces, security=None, **config):
+    def container_config(self, namespaces, security=None, resources=None, **config):
         self.count += 1
         name = f"container-{self.count}"
         return written(self.s.work, name + ".json", {
             "metadata": {"name": name}, "image": {"image": IMAGE}, "command": ["sleep", "3600"],
             "log_path": name + ".log",
-            "linux": {"security_context": {"namespace_options": namespaces, **(security or {})}}, **config})
+            "linux": {"security_context": {"namespace_options": namespaces, **(security or {})},
+                      "resources": resources or {}}, **config})
 
     def container(self, pod, namespaces, security=None, **config):
         pod, pod_config = pod
         container = self.c.id("create", pod, self.container_config(namespaces, security, **config), pod_config)
         self.s.runtime.ids.add(container)
+        self.containers.append(container)
         self.c("start", container)
         return container
 
@@ -78,8 +83,13 @@ class Pods:
     def remove(self):
         for pod in self.pods:
             self.c("stopp", pod)
+        for container in self.containers if self.handler else ():
+            # An OCI runtime is called for each: on a busy machine all of a pod's are more than one call has time for.
+            self.c("rm", container)
+        for pod in self.pods:
             self.c("rmp", "--force", pod)
         self.pods.clear()
+        self.containers.clear()
 
 
 def layers(root):
@@ -98,6 +108,13 @@ def owner(path):
     return status.st_uid, status.st_gid
 
 
+def offered(p):
+    """Names of the handlers with user namespaces."""
+    handlers = p.c.json("info")["runtimeHandlers"]
+    able = [h for h in handlers if h["features"].get("user_namespaces") or h["features"].get("userNamespaces")]
+    return {h.get("name", "") for h in able}
+
+
 def inside(s, steps, p, volumes):
     own, plain = volumes
     namespaces = {"userns_options": OWN}
@@ -107,6 +124,10 @@ def inside(s, steps, p, volumes):
                   {"container_path": "/ro", "host_path": own, "readonly": True, **MAPPED},
                   {"container_path": "/plain", "host_path": plain}]
         container = p.container(pod, namespaces, mounts=mounts)
+    if p.handler:
+        with steps.step("the OCI runtime has made it"):
+            made = os.listdir(os.path.join(s.runtime.state, "runtimes", p.handler[1]))
+            expect(container in made, f"it knows {made}")
     with steps.step("the kernel's maps, inside and outside"):
         want = ["0", str(FIRST), str(SIZE)]
         out = p.sh(container, "cat /proc/self/uid_map /proc/self/gid_map /proc/1/uid_map").split()
@@ -159,6 +180,11 @@ def processes(steps, p, pod, container):
         expect(out.split() == ["1000", "1000", "1234", "NoNewPrivs:1Seccomp:2out"], out)
         expect(owner(f"/proc/{p.pid(user)}") == (FIRST + 1000, FIRST + 1000), "host ids")
         p.c.fails("exec", "--sync", user, "sh", "-c", "echo x > /x")
+    with steps.step("a score and limits"):
+        scored = p.container(pod, namespaces, resources={"oom_score_adj": 400})
+        with open(f"/proc/{p.pid(scored)}/oom_score_adj") as f:
+            expect(f.read().strip() == "400", "oom_score_adj")
+        expect(p.sh(scored, "ulimit -c; ulimit -H -c").split() == ["8", "16"], "the limits of the configuration")
     with steps.step("a terminal"):
         tty = p.container(pod, namespaces, tty=True, stdin=True, command=["sh"])
         expect(p.sh(tty, "stat -c %u /dev/pts/0 /dev/console").split() == ["0", "0"], "owner of the terminal")
@@ -174,6 +200,58 @@ def processes(steps, p, pod, container):
         for beyond in ("echo 1 > /proc/sys/kernel/panic_on_oops", "echo c > /proc/sysrq-trigger",
                        "mknod /tmp/x b 8 0", "chown 0 /dev/null"):
             p.c.fails("exec", "--sync", root, "sh", "-c", beyond)
+
+
+def sources(s, steps, p, pod):
+    """Where what is mounted comes from."""
+    namespaces = {"userns_options": OWN}
+    closed = os.path.join(s.work, "closed")
+    hidden = os.path.join(closed, "hidden")
+    os.makedirs(hidden)
+    os.chmod(closed, 0o700)
+    with open(hidden + "/file", "w") as f:
+        f.write("x")
+    with steps.step("a volume in a directory that is closed to the pod's root, one that follows the node's mounts"):
+        follows = os.path.join(s.work, "follows")
+        os.makedirs(follows + "/later")
+        mounts = [{"container_path": "/hidden", "host_path": hidden, **MAPPED},
+                  {"container_path": "/one", "host_path": hidden + "/file", "readonly": True, **MAPPED},
+                  {"container_path": "/follows", "host_path": follows, "propagation": 1, **MAPPED}]
+        container = p.container(pod, namespaces, mounts=mounts)
+        p.sh(container, "cat /one && echo new > /hidden/new")
+        with open(f"/proc/{p.pid(container)}/mountinfo") as f:
+            mapped = [line.split()[4] for line in f if "idmapped" in line.split()[5]]
+        expect(set(mapped) >= {"/hidden", "/one", "/follows"}, f"the kernel has mapped {mapped}")
+        with open("/proc/self/mountinfo") as f:
+            expect(container not in f.read(), "a mount of the container is on the node")
+        expect(owner(hidden + "/new") == (0, 0), f"host owner {owner(hidden + '/new')}")
+        p.c.fails("exec", "--sync", container, "sh", "-c", "echo x > /one")
+        subprocess.run(["mount", "-t", "tmpfs", "later", follows + "/later"], check=True)
+        seen = p.sh(container, "grep -c ' /follows/later ' /proc/mounts || true")
+        subprocess.run(["umount", follows + "/later"], check=True)
+        expect(seen == "1", f"the node's later mount is seen {seen} times")
+    with steps.step("an image as a volume: its owners, read-only"):
+        mounts = [{"container_path": "/image", "image": {"image": IMAGE}, "readonly": True},
+                  {"container_path": "/part", "image": {"image": IMAGE}, "image_sub_path": "bin", "readonly": True}]
+        container = p.container(pod, namespaces, mounts=mounts)
+        expect(set(p.sh(container, "stat -c %u:%g /image /image/bin /image/bin/sh /part/sh").split()) == {"0:0"}, "owners")
+        p.c.fails("exec", "--sync", container, "sh", "-c", "echo x > /image/x")
+    with steps.step("a device under another name is that of the node, one of the same name too"):
+        devices = [{"container_path": "/dev/name/other", "host_path": "/dev/null", "permissions": "rw"},
+                   {"container_path": "/dev/kmsg", "host_path": "/dev/kmsg", "permissions": "r"}]
+        container = p.container(pod, namespaces, devices=devices)
+        out = p.sh(container, "stat -c %t:%T /dev/name/other /dev/kmsg /dev/null; echo x > /dev/name/other")
+        expect(out.split() == ["1:3", "1:b", "1:3"], out)
+
+
+def mapped_alone(s, steps, p):
+    with steps.step("a mapped volume in a pod with the node's user namespace"):
+        path = os.path.join(s.work, "alone")
+        os.mkdir(path)
+        os.chown(path, 10, 10)
+        mounts = [{"container_path": "/alone", "host_path": path, **MAPPED_TEN}]
+        container = p.container(p.run({}), {}, mounts=mounts)
+        expect(p.sh(container, "stat -c %u:%g /alone") == f"{FIRST}:{FIRST}", "owner inside")
 
 
 def restarted(s, steps, p, pod, container):
@@ -217,7 +295,7 @@ def refused(steps, p, plain):
     }
     for what, namespaces in pods.items():
         with steps.step(f"refused: a pod with {what}"):
-            error = p.c.fails("runp", p.pod_config(namespaces))
+            error = p.c.fails("runp", *p.handler, p.pod_config(namespaces))
             expect("InvalidArgument" in error and "namespace_options" in error, error)
     pod, config = p.run(own)
     containers = {
@@ -243,21 +321,29 @@ def refused(steps, p, plain):
 
 
 def main():
-    args = options.parser(__doc__).parse_args()
-    steps = Steps("userns")
+    parser = options.parser(__doc__)
+    parser.add_argument("--runtime-handler", choices=("runc", "crun"),
+                        help="run every pod with this OCI runtime instead of the runtime's own")
+    args = parser.parse_args()
+    handler = args.runtime_handler
+    runtimes.Berth.extra = {**runtimes.Berth.extra, "default_ulimits": ["core=4096:8192"]}
+    if handler:
+        runtimes.Runtime.handlers = {handler: runtimes.handler(handler)}
+    steps = Steps(f"userns {handler}" if handler else "userns")
     with options.session(args, steps) as s:
-        p = Pods(s)
+        p = Pods(s, handler)
         volumes = [os.path.join(s.work, name) for name in ("own", "plain")]
         for path in volumes:
             os.mkdir(path)
         p.c("pull", IMAGE)
         before = layers(s.runtime.root)
-        with steps.step("the handler says that it can"):
-            handlers = p.c.json("info")["runtimeHandlers"]
-            expect(all(h["features"].get("user_namespaces") or h["features"].get("userNamespaces") for h in handlers),
-                   json.dumps(handlers))
+        with steps.step("the handlers say that they can"):
+            wait_for("the features of all handlers", lambda: offered(p) >= {"", "berth", *([handler] if handler else [])},
+                     20 * s.factor)
         pod, container = inside(s, steps, p, volumes)
         processes(steps, p, pod, container)
+        sources(s, steps, p, pod)
+        mapped_alone(s, steps, p)
         restarted(s, steps, p, pod, container)
         host_network(steps, p)
         refused(steps, p, volumes[1])

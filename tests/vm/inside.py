@@ -13,6 +13,7 @@ import time
 TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 COMMON = ["--host", "--images", "/payload/images"]
 ON_SELINUX = ("selinux", "selinux-critest")  # only where the node was booted with it
+OF_BERTH = ("quickstart", "userns-crun")
 STEPS = {
     "quickstart": [TESTS + "/quickstart/run.py", "--host"],
     "crictl": [TESTS + "/crictl/walkthrough.py", *COMMON],
@@ -20,6 +21,7 @@ STEPS = {
     "metrics": [TESTS + "/metrics/run.py", *COMMON],
     "streaming": [TESTS + "/streaming/run.py", "--sessions", "60", *COMMON],
     "userns": [TESTS + "/userns/run.py", *COMMON],
+    "userns-crun": [TESTS + "/userns/run.py", "--runtime-handler", "crun", *COMMON],
     "volumes": [TESTS + "/volumes/run.py", *COMMON],
     "security": [TESTS + "/security/run.py", *COMMON],
     "selinux": [TESTS + "/selinux/run.py", *COMMON],
@@ -40,7 +42,7 @@ def main():
     with open("/sys/fs/cgroup/cgroup.controllers") as f:
         print(f"node: {os.uname().release}, cgroup v2 with {f.read().strip()}", flush=True)
     rows = []
-    usual = [s for s in STEPS if s not in ON_SELINUX and (s != "quickstart" or args.runtime == "berth")]
+    usual = [s for s in STEPS if s not in ON_SELINUX and (s not in OF_BERTH or args.runtime == "berth")]
     for name in args.steps or usual:
         print(f"\n=== in the node: {name}", flush=True)
         start = time.monotonic()
