@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::block_io::BlockIo;
 use crate::base::clock::Timestamp;
 use crate::base::id::{ContainerId, PodId};
 use crate::base::image::ImageSpec;
@@ -38,6 +39,12 @@ pub(crate) struct Resources {
     /// Bytes that the kernel takes back last; 0: not given. Not of CRI: NRI plugins set it.
     #[serde(default)]
     pub(crate) memory_reservation: i64,
+    /// Block I/O class; empty: none, which takes away another. Not of CRI: NRI plugins and annotations name it.
+    #[serde(default)]
+    pub(crate) blockio_class: Option<String>,
+    /// What that class limited when it was looked up.
+    #[serde(default)]
+    pub(crate) block_io: Option<BlockIo>,
 }
 
 #[cfg(feature = "daemon")]
@@ -66,6 +73,8 @@ impl Resources {
             memory_swap_limit: number(self.memory_swap_limit, new.memory_swap_limit),
             pids_limit: number(self.pids_limit, new.pids_limit),
             memory_reservation: number(self.memory_reservation, new.memory_reservation),
+            blockio_class: new.blockio_class.clone().or(self.blockio_class.clone()),
+            block_io: new.block_io.clone().or(self.block_io.clone()),
         }
     }
 }

@@ -46,10 +46,43 @@ pub(crate) struct Edits {
     pub(crate) scheduler: Option<Scheduler>,
     /// `set_mempolicy(2)` of the first process.
     pub(crate) memory_policy: Option<MemoryPolicy>,
+    /// The resctrl group: (field, as messages name it; change), in order.
+    pub(crate) rdt: Vec<(&'static str, RdtEdit)>,
     /// Fully qualified CDI device names, added.
     pub(crate) cdi_devices: Vec<String>,
     /// What was asked for and berth cannot do: (field, value).
     pub(crate) impossible: Vec<(String, String)>,
+}
+
+/// A change of the resctrl group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum RdtEdit {
+    /// This one in the place of all before; absent: none.
+    Replace(Option<Rdt>),
+    /// What is given over what was.
+    Change {
+        /// As in [`Rdt`].
+        clos_id: Option<String>,
+        /// As in [`Rdt`].
+        schemata: Option<Vec<String>>,
+        /// As in [`Rdt`].
+        enable_monitoring: Option<bool>,
+    },
+}
+
+/// A resctrl group. OCI: config-linux.md#intelrdt.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rdt {
+    /// Its name; empty: one of the container's own.
+    pub(crate) clos_id: String,
+    /// Lines of its `schemata`; with the next two empty: those that it has.
+    pub(crate) schemata: Vec<String>,
+    /// One more line, `L3:...`, before those.
+    pub(crate) l3_cache_schema: String,
+    /// One more line, `MB:...`.
+    pub(crate) mem_bw_schema: String,
+    /// A group for monitoring only, of the container, below it.
+    pub(crate) enable_monitoring: bool,
 }
 
 /// A mount as the OCI spec has it.

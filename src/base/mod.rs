@@ -1,6 +1,7 @@
 //! Plain values and small tools that every other module may use. No I/O but the clock.
 //!
 //! Siblings (modules of equal rank) never meet directly; they exchange the values of this module.
+pub(crate) mod block_io;
 pub(crate) mod clock;
 pub(crate) mod container;
 #[cfg(feature = "daemon")]

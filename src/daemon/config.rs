@@ -128,6 +128,9 @@ config! {
     /// Directories of OCI hooks that are run for containers that match (`oci-hooks(5)`), one or a list; a later one wins.
     /// CRI-O and podman look in /usr/share/containers/oci/hooks.d. Empty: none, for hooks run as root on the node.
     hooks_dir: Directories = Directories(vec![]);
+    /// File of block I/O classes (YAML, as containerd's and CRI-O's), read whenever a container asks for one: by an NRI plugin or
+    /// the annotations `blockio.resources.beta.kubernetes.io/pod`, `.../container.NAME`. Empty: no classes, no annotations.
+    blockio_config_file: PathBuf = PathBuf::new();
     /// Give pods SELinux labels (container_t, a level of their own) where the kernel has SELinux. Needs a policy with
     /// container types. Off: labels that pods ask for are ignored.
     selinux: bool = false;
@@ -351,6 +354,7 @@ impl Config {
             ("nri_socket", &self.nri_socket),
             ("nri_plugin_dir", &self.nri_plugin_dir),
             ("nri_plugin_config_dir", &self.nri_plugin_config_dir),
+            ("blockio_config_file", &self.blockio_config_file),
         ] {
             if !path.as_os_str().is_empty() {
                 paths.push((key, path));

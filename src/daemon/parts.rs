@@ -76,6 +76,7 @@ pub(super) async fn open(config: &Config, tasks: &Tasks) -> Result<Engine, PartE
         sandbox_image: config.sandbox_image.clone(),
         cdi_spec_dirs: config.cdi_spec_dirs.0.clone(),
         hooks_dirs: config.hooks_dir.0.clone(),
+        block_io_classes: config.blockio_config_file.clone(),
         handlers: config.handlers(),
         selinux: config.selinux.then_some(SelinuxConfig {
             category_range: config.selinux_category_range,

@@ -11,6 +11,7 @@ use crate::engine::core::{blocking, make_directory, remove_directory};
 use crate::engine::error::{CleanUp, EngineError, Result};
 use crate::engine::lower::bundle_of;
 use crate::engine::state::{ContainerInput, ContainerPhase};
+use crate::runtime::resctrl::Resctrl;
 
 impl Engine {
     /// Removes a container, killing it first if it runs; one that nobody knows is fine.
@@ -101,6 +102,9 @@ impl Engine {
             let mut steps = CleanUp::default();
             steps.note("kill", cgroups.kill(&path));
             steps.note("cgroup", cgroups.remove(&path));
+            if let Some(resctrl) = Resctrl::find() {
+                steps.note("resctrl group", resctrl.remove(id));
+            }
             // Hooks need the plan and the bundle once more.
             let suffixes: &[&str] = if hooked { &["json"] } else { &["plan", "json"] };
             for suffix in suffixes {

@@ -91,6 +91,8 @@ pub(crate) struct EngineConfig {
     pub(crate) cdi_spec_dirs: Vec<PathBuf>,
     /// Directories of hooks.
     pub(crate) hooks_dirs: Vec<PathBuf>,
+    /// File of block I/O classes; empty: none.
+    pub(crate) block_io_classes: PathBuf,
     /// Runtime handlers.
     pub(crate) handlers: Handlers,
     /// SELinux labels for pods; absent: none are given.

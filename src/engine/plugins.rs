@@ -23,6 +23,7 @@ use crate::engine::state::{ContainerPhase, PodPhase};
 use crate::nri::{
     ContainerEvent, ContainerFacts, Eviction, Node, PodEvent, PodFacts, Round, Update, Work,
 };
+use crate::runtime::spec::block_io;
 
 /// Seconds that an evicted container gets to end by itself.
 const EVICTION_GRACE_S: i64 = 30;
@@ -358,13 +359,18 @@ impl Engine {
             }
         }
         let (cgroups, path) = (core.lower.cgroups.clone(), container.cgroup());
-        let mut wanted = wanted;
+        let mut wanted = self.with_block_io(wanted).await?;
         if wanted.oom_score_adj != 0 {
             // As when a container is made: no lower than we may.
             let lowest = i64::from(core.lower.host.min_oom_score_adj);
             wanted.oom_score_adj = wanted.oom_score_adj.max(lowest);
         }
-        let limits = wanted.clone();
+        let mut limits = wanted.clone();
+        if let (Some(new), Some(old)) =
+            (&mut limits.block_io, &container.status().resources.block_io)
+        {
+            *new = new.after(old);
+        }
         blocking_step("update the container's limits", move || {
             cgroups.update(&path, &limits)?;
             match limits.oom_score_adj {
@@ -379,6 +385,22 @@ impl Engine {
             status.resources = status.resources.with(&wanted);
         }
         core.record_container(container).await
+    }
+
+    /// These limits with those of the block I/O class that they name.
+    ///
+    /// # Errors
+    /// [`EngineError::Step`]: there is no such class.
+    async fn with_block_io(&self, mut wanted: Resources) -> Result<Resources> {
+        let Some(class) = wanted.blockio_class.clone() else {
+            return Ok(wanted);
+        };
+        let file = self.core().lower.block_io_classes.clone();
+        let found = blocking_step("update the container's limits", move || {
+            block_io::limits("NRI update", &class, &file)
+        });
+        wanted.block_io = Some(found.await?);
+        Ok(wanted)
     }
 
     fn evict(&self, eviction: Eviction) {

@@ -170,6 +170,7 @@ impl Node {
             sandbox_image: String::new(),
             cdi_spec_dirs: vec![self.path("cdi-files")],
             hooks_dirs: vec![],
+            block_io_classes: PathBuf::new(),
             handlers: self.handlers.clone(),
             selinux: None,
         };

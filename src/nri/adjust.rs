@@ -1,7 +1,8 @@
 //! What plugins answer to CreateContainer: checked for conflicts, shown to the next plugin, and made edits.
 
 use crate::base::edits::{
-    DeviceAccess, DeviceEdit, Edits, MemoryPolicy, MountEdit, NamespaceEdit, NetDevice, Scheduler,
+    DeviceAccess, DeviceEdit, Edits, MemoryPolicy, MountEdit, NamespaceEdit, NetDevice, Rdt,
+    RdtEdit, Scheduler,
 };
 use crate::base::hook::{Hook, HookPoint};
 use crate::nri::owners::{Conflict, Field, Owners};
@@ -238,6 +239,14 @@ impl One<'_> {
             let (limits_in, impossible) = resources::from_proto(limits);
             self.edits.resources = limits_in;
             self.edits.impossible.extend(impossible);
+            if let Some(class) = &limits.rdt_class {
+                let group = (!class.value.is_empty()).then(|| Rdt {
+                    clos_id: class.value.clone(),
+                    ..Rdt::default()
+                });
+                let edit = ("resources.rdtClass", RdtEdit::Replace(group));
+                self.edits.rdt.push(edit);
+            }
             self.edits.device_rules = limits.devices.iter().map(access).collect();
         }
         if !given.cgroups_path.is_empty() {
@@ -258,7 +267,7 @@ impl One<'_> {
         }
         self.priorities(given)?;
         self.net_devices(given)?;
-        self.refused(given)
+        self.rdt(given)
     }
 
     fn devices(&mut self, given: &[api::LinuxDevice]) -> Result<(), Conflict> {
@@ -407,21 +416,53 @@ impl One<'_> {
         Ok(())
     }
 
-    /// What berth cannot do.
-    fn refused(&mut self, given: &api::LinuxContainerAdjustment) -> Result<(), Conflict> {
-        if let Some(rdt) = &given.rdt {
-            // To be in no class is what every container is.
-            let set =
-                rdt.clos_id.is_some() || rdt.schemata.is_some() || rdt.enable_monitoring.is_some();
-            if set {
-                self.claim(Field::Rdt, "")?;
-                let class = rdt.clos_id.as_ref().map_or("", |class| &class.value);
-                self.edits
-                    .impossible
-                    .push(("rdt".to_owned(), class.to_owned()));
+    fn rdt(&mut self, given: &api::LinuxContainerAdjustment) -> Result<(), Conflict> {
+        let Some(rdt) = &given.rdt else {
+            return Ok(());
+        };
+        let linux = self.shown.linux.get_or_insert_default();
+        if rdt.remove {
+            linux.rdt = None;
+            for field in RDT {
+                self.owners.clear(&self.id, field, "", self.plugin);
             }
+            self.edits.rdt.push(("rdt", RdtEdit::Replace(None)));
+        }
+        let set = [
+            rdt.clos_id.is_some(),
+            rdt.schemata.is_some(),
+            rdt.enable_monitoring.is_some(),
+        ];
+        for (field, _) in RDT.into_iter().zip(set).filter(|(_, set)| *set) {
+            self.owners.claim(&self.id, field, "", self.plugin)?;
+        }
+        if set.contains(&true) {
+            let shown = linux.rdt.get_or_insert_default();
+            *shown = merged_rdt(shown, rdt);
+            let edit = RdtEdit::Change {
+                clos_id: rdt.clos_id.as_ref().map(|class| class.value.clone()),
+                schemata: rdt.schemata.as_ref().map(|lines| lines.value.clone()),
+                enable_monitoring: rdt.enable_monitoring.map(|on| on.value),
+            };
+            self.edits.rdt.push(("rdt", edit));
         }
         Ok(())
+    }
+}
+
+/// What a plugin can set of a resctrl group.
+const RDT: [Field; 3] = [
+    Field::RdtClosId,
+    Field::RdtSchemata,
+    Field::RdtEnableMonitoring,
+];
+
+fn merged_rdt(old: &api::LinuxRdt, new: &api::LinuxRdt) -> api::LinuxRdt {
+    api::LinuxRdt {
+        clos_id: new.clos_id.clone().or(old.clos_id.clone()),
+        schemata: new.schemata.clone().or(old.schemata.clone()),
+        enable_monitoring: new.enable_monitoring.or(old.enable_monitoring),
+        remove: false,
     }
 }
 
@@ -479,7 +520,10 @@ fn fold(into: &mut api::ContainerAdjustment, given: api::ContainerAdjustment) {
     all.io_priority = linux.io_priority.or(all.io_priority);
     all.seccomp_policy = linux.seccomp_policy.or(all.seccomp_policy.take());
     all.scheduler = linux.scheduler.or(all.scheduler.take());
-    all.rdt = linux.rdt.or(all.rdt.take());
+    all.rdt = match (all.rdt.take(), linux.rdt) {
+        (Some(old), Some(new)) if !new.remove => Some(merged_rdt(&old, &new)),
+        (old, new) => new.or(old),
+    };
     all.memory_policy = linux.memory_policy.or(all.memory_policy.take());
 }
 
@@ -549,6 +593,49 @@ mod tests {
     }
 
     #[test]
+    fn a_resctrl_group_of_several_plugins() {
+        let class = |value: &str| {
+            Some(api::OptionalString {
+                value: value.to_owned(),
+            })
+        };
+        let rdt = |rdt: api::LinuxRdt| api::ContainerAdjustment {
+            linux: Some(api::LinuxContainerAdjustment {
+                rdt: Some(rdt),
+                ..api::LinuxContainerAdjustment::default()
+            }),
+            ..api::ContainerAdjustment::default()
+        };
+        let named = |value: &str, remove| {
+            rdt(api::LinuxRdt {
+                clos_id: class(value),
+                remove,
+                ..api::LinuxRdt::default()
+            })
+        };
+        let lines = api::OptionalRepeatedString {
+            value: vec!["MB:0=50".to_owned()],
+        };
+        let (mut all, mut owners) = (Adjusted::new(container()), Owners::default());
+        all.take(&mut owners, "10-a", named("gold", false)).unwrap();
+        let more = rdt(api::LinuxRdt {
+            schemata: Some(lines),
+            ..api::LinuxRdt::default()
+        });
+        all.take(&mut owners, "20-b", more).unwrap();
+        let shown = all.container.linux.as_ref().unwrap().rdt.clone().unwrap();
+        assert_eq!(shown.clos_id, class("gold"));
+        assert_eq!(shown.schemata.unwrap().value, ["MB:0=50"]);
+        let merged = all.merged.linux.as_ref().unwrap().rdt.clone().unwrap();
+        assert!(merged.clos_id == class("gold") && merged.schemata.is_some());
+        assert!(all.take(&mut owners, "30-c", named("tin", false)).is_err());
+        all.take(&mut owners, "40-d", named("tin", true)).unwrap();
+        let shown = all.container.linux.as_ref().unwrap().rdt.clone().unwrap();
+        assert_eq!((shown.clos_id, shown.schemata), (class("tin"), None));
+        assert_eq!(all.edits.last().unwrap().rdt.len(), 2);
+    }
+
+    #[test]
     fn numbers_of_the_kernel() {
         let (mut all, mut owners) = (Adjusted::new(container()), Owners::default());
         let linux = api::LinuxContainerAdjustment {
@@ -585,6 +672,7 @@ mod tests {
         assert_eq!((policy.mode, policy.flags), (2, 1 << 15 | 1 << 14));
         assert_eq!(edits.io_priority, Some((2, 7)));
         assert_eq!(edits.impossible, []);
+        assert_eq!(edits.rdt, [("rdt", RdtEdit::Replace(None))]);
         let device = &edits.net_devices[0];
         assert_eq!((&*device.host, &*device.name), ("eth1", "eth1"));
     }

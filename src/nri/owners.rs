@@ -43,7 +43,9 @@ pub(super) enum Field {
     Sysctl = 34,
     LinuxNetDevices = 35,
     LinuxSched = 36,
-    Rdt = 37,
+    RdtClosId = 37,
+    RdtSchemata = 38,
+    RdtEnableMonitoring = 39,
     MemoryPolicy = 40,
 }
 

@@ -500,7 +500,12 @@ impl Update {
     pub(super) fn new(by: &str, given: &api::ContainerUpdate) -> Self {
         let linux = given.linux.as_ref();
         let limits = linux.and_then(|linux| linux.resources.clone());
-        let (resources, impossible) = resources::from_proto(&limits.unwrap_or_default());
+        let limits = limits.unwrap_or_default();
+        let (resources, mut impossible) = resources::from_proto(&limits);
+        if let Some(class) = limits.rdt_class {
+            // A group is joined when a process begins.
+            impossible.push(("resources.rdtClass".to_owned(), class.value));
+        }
         Self {
             by: by.to_owned(),
             id: given.container_id.clone(),

@@ -38,11 +38,17 @@ pub(super) fn to_proto(given: &Resources) -> api::LinuxResources {
         pids: (given.pids_limit != 0).then_some(api::LinuxPids {
             limit: given.pids_limit,
         }),
+        blockio_class: given.blockio_class.clone().map(class),
         ..api::LinuxResources::default()
     }
 }
 
-/// Limits that a plugin asks for, and what of them berth cannot do: (field, value).
+/// A class as plugins see it.
+fn class(value: String) -> api::OptionalString {
+    api::OptionalString { value }
+}
+
+/// Limits that a plugin asks for, and what of them berth cannot do: (field, value). Not its `rdt_class`, which is no limit.
 pub(super) fn from_proto(given: &api::LinuxResources) -> (Resources, Vec<(String, String)>) {
     let mut impossible = vec![];
     let mut refuse = |field: &str, value: Option<String>| {
@@ -72,12 +78,6 @@ pub(super) fn from_proto(given: &api::LinuxResources) -> (Resources, Vec<(String
         "cpu.realtimePeriod",
         cpu.realtime_period.map(|value| value.value.to_string()),
     );
-    let class = |value: &Option<api::OptionalString>| {
-        let value = value.as_ref().map(|value| value.value.clone());
-        value.filter(|value| !value.is_empty())
-    };
-    refuse("blockioClass", class(&given.blockio_class));
-    refuse("rdtClass", class(&given.rdt_class));
     let pages = given.hugepage_limits.iter();
     let resources = Resources {
         cpu_period: signed(cpu.period),
@@ -94,6 +94,8 @@ pub(super) fn from_proto(given: &api::LinuxResources) -> (Resources, Vec<(String
         memory_swap_limit: int(memory.swap),
         pids_limit: given.pids.map_or(0, |pids| pids.limit),
         memory_reservation: int(memory.reservation),
+        blockio_class: given.blockio_class.clone().map(|class| class.value),
+        block_io: None,
     };
     (resources, impossible)
 }
@@ -173,6 +175,8 @@ mod tests {
             memory_swap_limit: 1 << 31,
             pids_limit: 99,
             memory_reservation: 1 << 20,
+            blockio_class: Some("slow".to_owned()),
+            block_io: None,
         };
         let (back, impossible) = from_proto(&to_proto(&given));
         assert_eq!((back, impossible), (given, vec![]));
@@ -188,8 +192,9 @@ mod tests {
                 use_hierarchy: Some(api::OptionalBool { value: true }),
                 ..api::LinuxMemory::default()
             }),
-            rdt_class: Some(api::OptionalString {
-                value: "gold".to_owned(),
+            cpu: Some(api::LinuxCpu {
+                realtime_runtime: Some(api::OptionalInt { value: 7 }),
+                ..api::LinuxCpu::default()
             }),
             ..api::LinuxResources::default()
         };
@@ -197,7 +202,10 @@ mod tests {
         let fields: Vec<_> = impossible.iter().map(|(field, _)| field.as_str()).collect();
         assert_eq!(
             fields,
-            ["resources.memory.swappiness", "resources.rdtClass"]
+            [
+                "resources.memory.swappiness",
+                "resources.cpu.realtimeRuntime"
+            ]
         );
     }
 

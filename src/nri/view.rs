@@ -239,7 +239,24 @@ fn linux(facts: &ContainerFacts) -> api::LinuxContainer {
             .is_object()
             .then(|| seccomp(&linux["seccomp"])),
         sysctl: map(&linux["sysctl"]),
+        rdt: linux["intelRdt"]
+            .is_object()
+            .then(|| rdt(&linux["intelRdt"])),
         ..api::LinuxContainer::default()
+    }
+}
+
+fn rdt(value: &Value) -> api::LinuxRdt {
+    let lines = list(&value["schemata"]).iter().map(text).collect();
+    api::LinuxRdt {
+        clos_id: Some(api::OptionalString {
+            value: text(&value["closID"]),
+        }),
+        schemata: Some(api::OptionalRepeatedString { value: lines }),
+        enable_monitoring: Some(api::OptionalBool {
+            value: value["enableMonitoring"].as_bool().unwrap_or_default(),
+        }),
+        remove: false,
     }
 }
 

@@ -11,6 +11,8 @@ pub(crate) mod hooks;
 mod init;
 pub(crate) mod plan;
 #[cfg(feature = "daemon")]
+pub(crate) mod resctrl;
+#[cfg(feature = "daemon")]
 pub(crate) mod seccomp;
 #[cfg(feature = "daemon")]
 pub(crate) mod selinux;

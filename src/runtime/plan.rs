@@ -365,6 +365,8 @@ pub(crate) struct ProcessPlan {
     pub(crate) umask: Option<u32>,
     /// Priorities and memory policy.
     pub(crate) tuning: Tuning,
+    /// Groups of resctrl that it joins, in this order. They exist already.
+    pub(crate) resctrl: Vec<PathBuf>,
 }
 
 /// Priorities and memory policy of a process; what is absent stays as the monitor's.

@@ -120,6 +120,7 @@ class Berth(Runtime):
             "nri_plugin_dir": os.path.join(self.work, "nri-plugins"),
             "nri_plugin_config_dir": os.path.join(self.work, "nri-conf"),
             "cdi_spec_dirs": os.path.join(self.work, "cdi"), "hooks_dir": os.path.join(self.work, "hooks.d"),
+            "blockio_config_file": os.path.join(self.work, "blockio.yaml"),
             "cgroup_root": self.cgroup_root, "network": "bridge", "bridge": f"bt{os.getpid()}",
             "ipv4_pool": f"10.85.{number}.0/24", "ipv6_pool": f"fd85:0:0:{number:x}::/64",
             "log_level": os.environ.get("BERTH_LOG", "debug"), **self.extra,

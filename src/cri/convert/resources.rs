@@ -66,6 +66,8 @@ pub(in crate::cri) fn from(at: &str, given: v1::LinuxContainerResources) -> Chec
         memory_swap_limit: given.memory_swap_limit_in_bytes,
         pids_limit: 0,
         memory_reservation: 0,
+        blockio_class: None,
+        block_io: None,
     })
 }
 

@@ -80,6 +80,7 @@ fn values_that_cannot_be_say_why() {
         ("nri_reject = [\"hooks\"]", "nri_validator"),
         ("nri_required_plugins = [\"x\"]", "nri_validator"),
         ("cdi_spec_dirs = \"cdi\"", "absolute path"),
+        ("blockio_config_file = \"io.yaml\"", "absolute path"),
         (
             "hooks_dir = [\"hooks.d\"]",
             "hooks_dir = \"hooks.d\": use an absolute path",

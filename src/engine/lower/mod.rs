@@ -55,6 +55,8 @@ pub(crate) struct Lower {
     pub(crate) cdi_spec_dirs: Vec<PathBuf>,
     /// Directories of hooks, the last one wins.
     hooks_dirs: Vec<PathBuf>,
+    /// File of block I/O classes; empty: none.
+    pub(crate) block_io_classes: PathBuf,
     cgroup_root: String,
 }
 
@@ -131,6 +133,7 @@ impl Lower {
             labels,
             cdi_spec_dirs: config.cdi_spec_dirs.clone(),
             hooks_dirs: config.hooks_dirs.clone(),
+            block_io_classes: config.block_io_classes.clone(),
             cgroup_root: config.cgroup_root.clone(),
         })
     }

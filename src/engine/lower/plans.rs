@@ -16,7 +16,10 @@ use crate::engine::pod::Pod;
 use crate::engine::state::ContainerPhase;
 use crate::runtime::cgroups::CgroupDirs;
 use crate::runtime::plan::{ExecPlan, Plan, Preamble};
-use crate::runtime::spec::{self, Built, ContainerInput, SandboxInput, cdi, hooks_dir, prepare};
+use crate::runtime::resctrl::Resctrl;
+use crate::runtime::spec::{
+    self, Built, ContainerInput, SandboxInput, block_io, cdi, hooks_dir, prepare,
+};
 use crate::store::{Durability, write_atomic};
 
 /// How a container's process is to be; nothing of it exists yet.
@@ -179,6 +182,14 @@ impl Lower {
             true => vec![],
             false => cdi::resolve(&names, &cdi::Files::load(&self.cdi_spec_dirs))?,
         };
+        let pod = &container.pod.config.annotations;
+        let classes = &self.block_io_classes;
+        edits.extend(block_io::annotated(
+            classes,
+            &config.name,
+            &config.annotations,
+            pod,
+        ));
         if !self.hooks_dirs.is_empty() {
             let given = spec::process::args(config, &held.image.config)?;
             let args = plugins.iter().rfind(|edits| !edits.args.is_empty());
@@ -192,7 +203,13 @@ impl Lower {
             edits.extend(hooks_dir::matching(&self.hooks_dirs, seen)?);
         }
         edits.extend_from_slice(plugins);
+        for edits in &mut edits {
+            if let Some(class) = &edits.resources.blockio_class {
+                edits.resources.block_io = Some(block_io::limits(&edits.by, class, classes)?);
+            }
+        }
         spec::edit::check_sources(&edits)?;
+        spec::rdt::check_mounted(&edits)?;
         Ok(edits)
     }
 
@@ -225,6 +242,10 @@ impl Lower {
         write(&files.join(format!("{}.plan", container.id)), &plan)?;
         let order = external::order(core, container, &built)?;
         hooks::furnish(container, &built)?;
+        if let (Some(wanted), Some(resctrl)) = (&built.rdt, Resctrl::find()) {
+            let made = resctrl.make(container.id, wanted);
+            made.map_err(EngineError::step("make the resctrl group"))?;
+        }
         self.cgroups
             .create(&path, &built.resources, &built.device_rules)
             .map_err(EngineError::step(format!("make cgroup {path}")))?;

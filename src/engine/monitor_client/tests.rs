@@ -337,6 +337,7 @@ fn process(args: &[&str]) -> ProcessPlan {
         terminal: false,
         umask: None,
         tuning: crate::runtime::plan::Tuning::default(),
+        resctrl: vec![],
     }
 }
 

@@ -11,6 +11,7 @@
 //! | (NRI) memory_reservation | memory.soft_limit_in_bytes | memory.low |
 //! | hugepage_limits | hugetlb.SIZE.limit_in_bytes | hugetlb.SIZE.max |
 //! | unified | refused | written last, as given |
+//! | (NRI) blockio_class | see [`super::block_io`] | the same |
 
 use std::path::PathBuf;
 
@@ -39,6 +40,28 @@ pub(super) struct Write {
     pub(super) value: String,
     /// A missing file is no error (swap accounting off, controller absent).
     pub(super) optional: bool,
+    /// The line of the file that this changes; absent: the file is the value.
+    pub(super) line: Option<Line>,
+}
+
+/// A line of a file of several.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Line {
+    /// Its first word.
+    pub(super) key: String,
+    /// What is written where there was none.
+    pub(super) absent: String,
+}
+
+impl Write {
+    /// What restores a file that had this content.
+    fn undo(&self, before: &str) -> String {
+        let Some(Line { key, absent }) = &self.line else {
+            return before.trim().to_owned();
+        };
+        let is_it = |line: &&str| line.split(' ').next() == Some(key);
+        before.lines().find(is_it).unwrap_or(absent).to_owned()
+    }
 }
 
 fn write(controller: &'static str, file: impl Into<String>, value: impl ToString) -> Write {
@@ -47,6 +70,7 @@ fn write(controller: &'static str, file: impl Into<String>, value: impl ToString
         file: file.into(),
         value: value.to_string(),
         optional: false,
+        line: None,
     }
 }
 
@@ -60,13 +84,14 @@ pub(super) fn apply(
     resources: &Resources,
     mode: Mode,
 ) -> Result<(), CgroupError> {
-    let writes = match cgroups.version() {
+    let mut writes = block_io(cgroups, path, resources);
+    writes.extend(match cgroups.version() {
         Version::V2 => plan_v2(resources)?,
         Version::V1 => {
             let raising = v1_memory_rises(cgroups, path, resources);
             plan_v1(resources, raising)?
         }
-    };
+    });
     if mode == Mode::Update && resources.memory_limit > 0 {
         refuse_below_usage(cgroups, path, resources.memory_limit.unsigned_abs())?;
     }
@@ -97,10 +122,23 @@ pub(super) fn apply(
             return Err(error);
         }
         if let Some(before) = before {
-            undo.push((file, before.trim().to_owned()));
+            undo.push((file, one.undo(&before)));
         }
     }
     Ok(())
+}
+
+fn block_io(cgroups: &Cgroups, path: &str, resources: &Resources) -> Vec<Write> {
+    let Some(limits) = &resources.block_io else {
+        return vec![];
+    };
+    let version = cgroups.version();
+    let controller = match version {
+        Version::V1 => "blkio",
+        Version::V2 => "io",
+    };
+    let directory = cgroups.directory(controller, path).unwrap_or_default();
+    super::block_io::plan(limits, version, |file| directory.join(file).exists())
 }
 
 fn controller_absent(cgroups: &Cgroups, controller: &str) -> bool {
@@ -374,4 +412,23 @@ pub(super) fn plan_v1(resources: &Resources, raising: bool) -> Result<Vec<Write>
         });
     }
     Ok(writes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_restored_as_it_was() {
+        let mut one = write("io", "io.max", "8:0 rbps=1");
+        one.line = Some(Line {
+            key: "8:0".to_owned(),
+            absent: "8:0 rbps=max".to_owned(),
+        });
+        let before = "8:16 rbps=7 wbps=max\n8:0 rbps=5 wbps=max\n";
+        assert_eq!(one.undo(before), "8:0 rbps=5 wbps=max");
+        assert_eq!(one.undo("8:16 rbps=7\n"), "8:0 rbps=max");
+        one.line = None;
+        assert_eq!(one.undo("max\n"), "max");
+    }
 }

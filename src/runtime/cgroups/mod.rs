@@ -12,6 +12,8 @@
 //! What a machine lacks (a controller, swap accounting) is left out and said once in the log.
 
 #[cfg(feature = "daemon")]
+mod block_io;
+#[cfg(feature = "daemon")]
 pub(crate) mod devices;
 mod files;
 mod kill;

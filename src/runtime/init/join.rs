@@ -1,7 +1,7 @@
 //! Cgroups and namespaces: joining those that exist, making those that do not.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::runtime::create::CreateRequest;
 use crate::runtime::plan::{
@@ -23,6 +23,16 @@ pub(super) fn cgroups(join: &CgroupJoin, joined: bool) -> Step {
         let path = directory.join("cgroup.procs");
         // "0" is the writer itself, in whatever PID namespace.
         file::write_kernel(CWD, &path, b"0").context("cgroup", "write", path.display())?;
+    }
+    Ok(())
+}
+
+/// Moves this process into groups of resctrl.
+pub(super) fn groups(all: &[PathBuf]) -> Step {
+    for group in all {
+        let path = group.join("tasks");
+        // "0" is the writer itself here too.
+        file::write_kernel(CWD, &path, b"0").context("rdt", "write", path.display())?;
     }
     Ok(())
 }

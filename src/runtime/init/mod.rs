@@ -107,6 +107,7 @@ fn follow(
     let plan: Plan = decode(request.plan)?;
     file::set_umask(0);
     join::cgroups(&plan.cgroup, joined)?;
+    join::groups(&plan.process.resctrl)?;
     process::set_oom_score(&plan.process)?;
     let owner = request.user.zip(plan.namespaces.root());
     join::existing(&plan.namespaces, request)?;
@@ -244,6 +245,7 @@ fn follow_exec(
     let plan: ExecPlan = decode(request.plan)?;
     file::set_umask(0);
     join::cgroups(&plan.cgroup, joined)?;
+    join::groups(&plan.process.resctrl)?;
     process::set_oom_score(&plan.process)?;
     if let Some(root) = plan.user_namespace {
         userns::give_streams(root)?;

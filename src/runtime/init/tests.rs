@@ -137,6 +137,7 @@ fn process(script: &str) -> ProcessPlan {
         terminal: false,
         umask: None,
         tuning: crate::runtime::plan::Tuning::default(),
+        resctrl: Vec::new(),
     }
 }
 
@@ -541,6 +542,22 @@ fn old_control_groups() {
     for directory in directories {
         fs::remove_dir(directory).unwrap();
     }
+}
+
+/// A plain file stands for the kernel's.
+#[test]
+fn groups_of_resctrl_are_joined() {
+    let image = Image::new();
+    let group = made(image.host("group"));
+    let mut plan = plan(&image, "echo in");
+    plan.process.resctrl = vec![group.clone()];
+    run(&plan, |outcome| {
+        let fault = outcome.refused();
+        assert!(fault.starts_with("rdt: write"), "{fault}");
+    });
+    write(&group.join("tasks"), "");
+    run(&plan, |outcome| assert_eq!(outcome.text(), "in"));
+    assert_eq!(fs::read_to_string(group.join("tasks")).unwrap(), "0");
 }
 
 #[test]

@@ -12,6 +12,7 @@
 //! [`oci::join`]. Labels, annotations and the image's config are data: none but the fields named in
 //! [`crate::base::image::ImageConfig`] has an effect.
 
+pub(crate) mod block_io;
 pub(crate) mod bundle;
 pub(crate) mod cdi;
 pub(crate) mod devices;
@@ -25,6 +26,7 @@ pub(crate) mod namespaces;
 pub(crate) mod oci;
 pub(crate) mod prepare;
 pub(crate) mod process;
+pub(crate) mod rdt;
 pub(crate) mod resources;
 pub(crate) mod rlimits;
 pub(crate) mod security;
@@ -37,7 +39,7 @@ mod tests;
 use std::path::Path;
 
 use crate::base::container::{ContainerConfig, Resources};
-use crate::base::edits::{Edits, NetDevice};
+use crate::base::edits::{Edits, NetDevice, Rdt};
 use crate::base::handler::Handler;
 use crate::base::id::{ContainerId, PodId};
 use crate::base::image::{Image, RootfsLayers};
@@ -47,6 +49,7 @@ use crate::runtime::cgroups::devices::DeviceRule;
 use crate::runtime::plan::{
     CapabilityMasks, CgroupJoin, ExecPlan, MountPropagation, Plan, ProcessPlan, Rootfs, Tuning,
 };
+use crate::runtime::resctrl;
 use crate::runtime::seccomp::{self, Compiled};
 
 pub(crate) use error::{Result, SpecError};
@@ -136,6 +139,8 @@ pub(crate) struct Built {
     pub(crate) resources: Resources,
     /// Network devices of the node that move into the pod.
     pub(crate) net_devices: Vec<NetDevice>,
+    /// The resctrl group to make.
+    pub(crate) rdt: Option<Rdt>,
     /// Annotations of the spec that an OCI runtime must not see.
     pub(crate) hidden_annotations: Vec<String>,
     /// Signal that asks the container to end.
@@ -188,6 +193,12 @@ pub(crate) fn container(input: &ContainerInput<'_>, host: &HostFacts) -> Result<
     if !external {
         plan.hooks = hooks::plan(&hooks, input.id, input.pod_directory, &annotations);
     }
+    // An OCI runtime makes and joins the group by itself.
+    let rdt = rdt::of(input.edits)?;
+    let own_rdt = rdt.clone().filter(|_| !external);
+    if let Some(rdt) = &own_rdt {
+        plan.process.resctrl = resctrl::groups(input.id, rdt);
+    }
     let extras = oci::Extras {
         cgroup_path: input.cgroup_path,
         resources: &resources,
@@ -195,6 +206,7 @@ pub(crate) fn container(input: &ContainerInput<'_>, host: &HostFacts) -> Result<
         seccomp: seccomp.as_deref(),
         annotations,
         hooks,
+        rdt,
     };
     Ok(Built {
         spec: oci::describe(&plan, extras),
@@ -204,6 +216,7 @@ pub(crate) fn container(input: &ContainerInput<'_>, host: &HostFacts) -> Result<
         resources,
         plan,
         net_devices,
+        rdt: own_rdt,
     })
 }
 
@@ -265,6 +278,7 @@ fn process_of_container(
         terminal: config.tty,
         umask: None,
         tuning: Tuning::default(),
+        resctrl: vec![],
     };
     Ok((plan, seccomp))
 }
@@ -322,6 +336,7 @@ pub(crate) fn sandbox(input: &SandboxInput<'_>, host: &HostFacts) -> Result<Buil
         terminal: false,
         umask: None,
         tuning: Tuning::default(),
+        resctrl: vec![],
     };
     userns::check_user(&process.user, &namespaces)?;
     let own_uts = security.namespaces.network != NamespaceMode::Node;
@@ -358,6 +373,7 @@ pub(crate) fn sandbox(input: &SandboxInput<'_>, host: &HostFacts) -> Result<Buil
         seccomp: seccomp.as_deref(),
         annotations: oci::sandbox_annotations(input),
         hooks: vec![],
+        rdt: None,
     };
     Ok(Built {
         spec: oci::describe(&plan, extras),
@@ -365,6 +381,7 @@ pub(crate) fn sandbox(input: &SandboxInput<'_>, host: &HostFacts) -> Result<Buil
         resources,
         plan,
         net_devices: vec![],
+        rdt: None,
         hidden_annotations: vec![],
         stop_signal: crate::runtime::signals::TERM,
     })

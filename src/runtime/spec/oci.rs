@@ -6,7 +6,9 @@ use std::str::FromStr as _;
 
 use oci_spec::runtime as oci;
 
+use crate::base::block_io::{BlockIo, DeviceIo};
 use crate::base::container::Resources;
+use crate::base::edits::Rdt;
 use crate::base::handler::passed;
 use crate::base::hook::{Hook, HookPoint};
 use crate::runtime::capabilities;
@@ -16,7 +18,7 @@ use crate::runtime::plan::{
     ProcessPlan, Rootfs, SchedulerPlan, UserName,
 };
 use crate::runtime::seccomp::Compiled;
-use crate::runtime::spec::{ContainerInput, SandboxInput};
+use crate::runtime::spec::{ContainerInput, SandboxInput, rdt};
 
 /// Version of the OCI runtime spec.
 pub(crate) const VERSION: &str = "1.2.1";
@@ -36,6 +38,8 @@ pub(crate) struct Extras<'a> {
     pub(crate) annotations: HashMap<String, String>,
     /// Hooks.
     pub(crate) hooks: Vec<Hook>,
+    /// `linux.intelRdt`.
+    pub(crate) rdt: Option<Rdt>,
 }
 
 fn annotations<const N: usize>(list: [(&str, String); N]) -> HashMap<String, String> {
@@ -397,6 +401,7 @@ fn linux(plan: &Plan, extras: &Extras<'_>) -> oci::Linux {
         .set_devices(Some(plan.devices.iter().map(device).collect()))
         .set_seccomp(extras.seccomp.map(|compiled| compiled.description.clone()))
         .set_rootfs_propagation(Some(propagation_name(plan.root_propagation).to_owned()))
+        .set_intel_rdt(extras.rdt.as_ref().map(rdt::describe))
         .set_mount_label((!plan.mount_label.is_empty()).then(|| plan.mount_label.clone()))
         .set_masked_paths(Some(plan.masked_paths.clone()))
         .set_readonly_paths(Some(plan.readonly_paths.clone()));
@@ -471,6 +476,39 @@ fn resources(extras: &Extras<'_>) -> oci::LinuxResources {
         .set_memory(Some(memory))
         .set_cpu(Some(cpu))
         .set_hugepage_limits((!pages.is_empty()).then_some(pages))
+        .set_block_io(limits.block_io.as_ref().and_then(block_io))
         .set_unified((!unified.is_empty()).then_some(unified));
     resources
+}
+
+fn block_io(limits: &BlockIo) -> Option<oci::LinuxBlockIo> {
+    let throttles = |rate: fn(&DeviceIo) -> Option<u64>| -> Option<Vec<_>> {
+        let throttle = |one: &DeviceIo| {
+            oci::LinuxThrottleDeviceBuilder::default()
+                .major(one.major)
+                .minor(one.minor)
+                .rate(rate(one)?)
+                .build()
+                .ok()
+        };
+        let made: Vec<_> = limits.devices.iter().filter_map(throttle).collect();
+        (!made.is_empty()).then_some(made)
+    };
+    let weights = limits.devices.iter().filter_map(|one| {
+        oci::LinuxWeightDeviceBuilder::default()
+            .major(one.major)
+            .minor(one.minor)
+            .weight(one.weight?)
+            .build()
+            .ok()
+    });
+    let weights: Vec<_> = weights.collect();
+    let mut made = oci::LinuxBlockIo::default();
+    made.set_weight(limits.weight)
+        .set_weight_device((!weights.is_empty()).then_some(weights))
+        .set_throttle_read_bps_device(throttles(|one| one.read_bps))
+        .set_throttle_write_bps_device(throttles(|one| one.write_bps))
+        .set_throttle_read_iops_device(throttles(|one| one.read_iops))
+        .set_throttle_write_iops_device(throttles(|one| one.write_iops));
+    (*limits != BlockIo::default()).then_some(made)
 }

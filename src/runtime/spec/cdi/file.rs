@@ -105,10 +105,10 @@ pub(super) struct FileHook {
 pub(super) struct IntelRdt {
     #[serde(rename = "closID")]
     pub(super) clos_id: String,
-    l3_cache_schema: String,
-    mem_bw_schema: String,
-    schemata: Option<Vec<String>>,
-    enable_monitoring: bool,
+    pub(super) l3_cache_schema: String,
+    pub(super) mem_bw_schema: String,
+    pub(super) schemata: Option<Vec<String>>,
+    pub(super) enable_monitoring: bool,
     // Until 1.1.0; they never had an effect without a CLOS.
     #[serde(rename = "enableCMT")]
     enable_cmt: bool,

@@ -20,7 +20,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::base::edits::{DeviceEdit, Edits, MountEdit, NetDevice};
+use crate::base::edits::{DeviceEdit, Edits, MountEdit, NetDevice, Rdt, RdtEdit};
 use crate::base::hook::{Hook, HookPoint};
 use crate::runtime::spec::cdi::file::{ContainerEdits, DeviceNode, Spec};
 use crate::runtime::spec::error::{Result, SpecError};
@@ -230,8 +230,15 @@ fn edits(by: &str, given: &ContainerEdits) -> Result<Edits> {
         });
     }
     if let Some(rdt) = &given.intel_rdt {
-        let value = format!("closID {:?}", rdt.clos_id);
-        made.impossible.push(("intelRdt".to_owned(), value));
+        // enableCMT and enableMBM have no effect any more: OCI 1.3 has enableMonitoring instead.
+        let group = Rdt {
+            clos_id: rdt.clos_id.clone(),
+            schemata: rdt.schemata.clone().unwrap_or_default(),
+            l3_cache_schema: rdt.l3_cache_schema.clone(),
+            mem_bw_schema: rdt.mem_bw_schema.clone(),
+            enable_monitoring: rdt.enable_monitoring,
+        };
+        made.rdt.push(("intelRdt", RdtEdit::Replace(Some(group))));
     }
     for interface in &given.net_devices {
         made.net_devices.push(NetDevice {

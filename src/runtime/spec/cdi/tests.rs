@@ -99,6 +99,32 @@ fn devices_of_json_and_yaml() {
 }
 
 #[test]
+fn a_resctrl_group_of_a_file() {
+    let place = Place::new();
+    place.put(
+        "run/cache.yaml",
+        "
+cdiVersion: '1.1.0'
+kind: vendor.com/cache
+devices:
+  - name: big
+    containerEdits:
+      intelRdt: {closID: gold, memBwSchema: 'MB:0=50', schemata: ['L3:0=f'], enableMonitoring: true}
+",
+    );
+    let edits = place.resolve(&["vendor.com/cache=big"]).unwrap();
+    let group = Rdt {
+        clos_id: "gold".to_owned(),
+        schemata: vec!["L3:0=f".to_owned()],
+        l3_cache_schema: String::new(),
+        mem_bw_schema: "MB:0=50".to_owned(),
+        enable_monitoring: true,
+    };
+    let wanted = ("intelRdt", RdtEdit::Replace(Some(group)));
+    assert_eq!(edits.last().unwrap().rdt, [wanted]);
+}
+
+#[test]
 fn a_later_directory_wins_and_a_changed_file_counts_at_once() {
     let place = Place::new();
     place.put("static/gpu.json", JSON);

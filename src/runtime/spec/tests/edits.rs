@@ -1,8 +1,10 @@
 //! What CDI devices and NRI plugins change.
 
 use super::*;
+use crate::base::block_io::BlockIo;
 use crate::base::edits::{
-    DeviceAccess, DeviceEdit, Edits, MemoryPolicy, MountEdit, NamespaceEdit, NetDevice, Scheduler,
+    DeviceAccess, DeviceEdit, Edits, MemoryPolicy, MountEdit, NamespaceEdit, NetDevice, Rdt,
+    RdtEdit, Scheduler,
 };
 use crate::base::hook::{Hook, HookPoint};
 use crate::runtime::plan::NamespaceSource;
@@ -283,7 +285,8 @@ fn edits_of_namespaces_sysctls_and_priorities() {
                 ..MemoryPolicy::default()
             });
         }),
-        refusal(|e| e.impossible = vec![("rdt".to_owned(), "gold".to_owned())]),
+        refusal(|e| e.impossible = vec![("cpu.realtimeRuntime".to_owned(), "7".to_owned())]),
+        refusal(|e| e.rdt = vec![("rdt", class("a/b"))]),
         refusal(|e| e.hooks = vec![hook(|hook| hook.path = "bin/hook".to_owned())]),
         refusal(|e| e.hooks = vec![hook(|hook| hook.env = vec!["A".to_owned()])]),
         refusal(|e| e.hooks = vec![hook(|hook| hook.args = vec!["a\0".to_owned()])]),
@@ -305,6 +308,74 @@ fn a_seccomp_profile_of_an_edit_replaces_the_containers() {
     assert!(built.spec.linux().as_ref().unwrap().seccomp().is_some());
     let bad = edited(|edits| edits.seccomp = Some(b"{".to_vec()));
     assert!(crate::base::error::chain(&bad.unwrap_err()).contains("NRI plugin 10-x"));
+}
+
+fn class(name: &str) -> RdtEdit {
+    RdtEdit::Replace(Some(Rdt {
+        clos_id: name.to_owned(),
+        ..Rdt::default()
+    }))
+}
+
+#[test]
+fn the_group_is_joined_or_left_to_an_oci_runtime() {
+    let group = Rdt {
+        clos_id: "gold".to_owned(),
+        enable_monitoring: true,
+        ..Rdt::default()
+    };
+    let built = edited(|edits| edits.rdt = vec![("rdt", RdtEdit::Replace(Some(group.clone())))]);
+    let built = built.unwrap();
+    let joined = &built.plan.process.resctrl;
+    assert_eq!(joined[0], std::path::Path::new("/sys/fs/resctrl/gold"));
+    assert!(joined[1].starts_with("/sys/fs/resctrl/gold/mon_groups"));
+    assert_eq!(built.rdt, Some(group.clone()));
+    let shown = |built: &Built| {
+        let linux = built.spec.linux().as_ref().unwrap();
+        linux.intel_rdt().as_ref().unwrap().clos_id().clone()
+    };
+    assert_eq!(shown(&built).as_deref(), Some("gold"));
+    let external = World::with(|world| {
+        world.handler.runtime = Some(crate::base::handler::OciRuntime {
+            path: "/bin/runc".into(),
+            root: "/run/runc".into(),
+            arguments: vec![],
+        });
+        world.edits = vec![Edits {
+            rdt: vec![("rdt", RdtEdit::Replace(Some(group)))],
+            ..Edits::default()
+        }];
+    });
+    let external = external.build().unwrap();
+    assert_eq!(
+        (&external.rdt, &external.plan.process.resctrl[..]),
+        (&None, &[][..])
+    );
+    assert_eq!(shown(&external).as_deref(), Some("gold"));
+}
+
+#[test]
+fn block_io_is_described() {
+    let built = edited(|edits| {
+        let mut limits = BlockIo {
+            weight: Some(80),
+            ..BlockIo::default()
+        };
+        limits.device(8, 16).read_bps = Some(7);
+        limits.device(8, 16).weight = Some(50);
+        limits.device(8, 0).write_iops = Some(9);
+        edits.resources.block_io = Some(limits);
+    });
+    let spec = serde_json::to_value(&built.unwrap().spec).unwrap();
+    assert_eq!(
+        spec["linux"]["resources"]["blockIO"],
+        serde_json::json!({
+            "weight": 80,
+            "weightDevice": [{"major": 8, "minor": 16, "weight": 50}],
+            "throttleReadBpsDevice": [{"major": 8, "minor": 16, "rate": 7}],
+            "throttleWriteIOPSDevice": [{"major": 8, "minor": 0, "rate": 9}],
+        })
+    );
 }
 
 #[test]
