@@ -189,11 +189,12 @@ def block_io(w, steps):
         expect(seen["blockio_class"] == {"value": "slow"}, str(seen))
     with steps.step("block I/O: what cannot be is refused by name, nothing is left"):
         before = w.listed()
-        for name, words in (("golden", ("golden", "blockio.yaml")), ("bad", ("bad", "blockio.yaml", "ThrottleReadBps", "plenty"))):
-            with plugin(w, script={"CreateContainer": {"adjust": class_of(name)}}):
+        with plugin(w) as p:
+            for name, words in (("golden", ("golden", "blockio.yaml")), ("bad", ("bad", "blockio.yaml", "ThrottleReadBps", "plenty"))):
+                p.script({"CreateContainer": {"adjust": class_of(name)}})
                 error = w.c.fails("create", pod, w.config("refused"), w.any)
                 expect(all(word in error for word in (*words, "blockioClass", "10-test")), error)
-        with plugin(w, script={"CreateContainer": {"adjust": class_of("slow")}}):
+            p.script({"CreateContainer": {"adjust": class_of("slow")}})
             os.rename(classes.path, classes.path + ".away")
             error = w.c.fails("create", pod, w.config("refused"), w.any)
             expect("blockioClass" in error and classes.path in error, error)
@@ -202,8 +203,8 @@ def block_io(w, steps):
             error = w.c.fails("create", pod, w.config("refused"), w.any)
             expect("blockioClass" in error and classes.path in error, error)
             os.rename(classes.path + ".away", classes.path)
-        expect(w.listed() == before, "something is listed")
-        with plugin(w, script={"CreateContainer": {"adjust": class_of("ghost")}}):
+            expect(w.listed() == before, "something is listed")
+            p.script({"CreateContainer": {"adjust": class_of("ghost")}})
             expect(classes.of(w.started(pod, "ghost")) == NONE, "a device that nobody has")
     with steps.step("block I/O class of a container that runs: another, none, after a restart, as the file is now"):
         w.s.runtime.kill(signal.SIGKILL)
@@ -254,15 +255,17 @@ def rdt(w, steps):
             cases += [({"rdt": {"schemata": {"value": ["MB:0=50"]}}}, ("rdt", "MB:0=50", "/sys/fs/resctrl", "10-test")),
                       ({"rdt": {"enable_monitoring": {"value": True}}}, ("rdt", "/sys/fs/resctrl")),
                       ({"resources": {"rdt_class": {"value": "gold"}}}, ("rdtClass", "10-test"))]
-        for adjust, words in cases:
-            with plugin(w, script={"CreateContainer": {"adjust": {"linux": adjust}}}):
+        with plugin(w) as p:
+            for adjust, words in cases:
+                p.script({"CreateContainer": {"adjust": {"linux": adjust}}})
                 error = w.c.fails("create", pod, w.config("refused"), w.any)
                 expect(all(word in error for word in words), f"{words}: {error}")
-        expect(w.listed() == before, "something is listed")
-        # To be in no class of one's own is what every container is.
-        for nothing in ({"rdt": {"remove": True}}, {"resources": {"rdt_class": {"value": ""}}}, {"rdt": {"enable_monitoring": {"value": False}}}):
-            with plugin(w, script={"CreateContainer": {"adjust": {"linux": nothing}}}) as p:
+            expect(w.listed() == before, "something is listed")
+            # To be in no class of one's own is what every container is.
+            for nothing in ({"rdt": {"remove": True}}, {"resources": {"rdt_class": {"value": ""}}},
+                            {"rdt": {"enable_monitoring": {"value": False}}}):
+                p.script({"CreateContainer": {"adjust": {"linux": nothing}}})
                 container = w.started(pod, w.fresh("c"))
-                answer = p.send([{"container_id": container, "linux": {"resources": {"rdt_class": {"value": "gold"}}}}])
-                expect(answer["failed"] == [container], str(answer))
+            answer = p.send([{"container_id": container, "linux": {"resources": {"rdt_class": {"value": "gold"}}}}])
+            expect(answer["failed"] == [container], str(answer))
         w.remove(pod)

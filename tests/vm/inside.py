@@ -22,6 +22,7 @@ STEPS = {
     "streaming": [TESTS + "/streaming/run.py", "--sessions", "60", *COMMON],
     "userns": [TESTS + "/userns/run.py", *COMMON],
     "userns-crun": [TESTS + "/userns/run.py", "--runtime-handler", "crun", *COMMON],
+    "nri": [TESTS + "/nri/run.py", *COMMON],
     "volumes": [TESTS + "/volumes/run.py", *COMMON],
     "security": [TESTS + "/security/run.py", *COMMON],
     "selinux": [TESTS + "/selinux/run.py", *COMMON],

@@ -49,7 +49,7 @@ def payload(directory, runtime):
     binaries, repository = os.path.join(directory, "bin"), os.path.join(directory, "repo")
     os.makedirs(binaries)
     variables = {"BERTH_TIME_FACTOR": TIME_FACTOR, "DOCKER_REGISTRY": "/payload/bin/docker-registry"}
-    tools = [(n, runtimes.tool(n)) for n in ("CRICTL", "CRITEST", "KUBELET", "KUBELET_STREAMS")]
+    tools = [(n, runtimes.tool(n)) for n in ("CRICTL", "CRITEST", "KUBELET", "KUBELET_STREAMS", "NRI_PLUGIN")]
     if runtime == "berth":
         release = os.path.join(repository, "target", "release")
         os.makedirs(release)
@@ -76,7 +76,7 @@ def main():
     ap.add_argument("steps", nargs="*")
     ap.add_argument("--runtime", choices=sorted(runtimes.RUNTIMES), default="berth")
     ap.add_argument("--artifacts", help="a directory for what the steps leave in /artifacts")
-    ap.add_argument("--timeout", type=int, default=2400, help="seconds for the whole node (2400)")
+    ap.add_argument("--timeout", type=int, default=3600, help="seconds for the whole node (3600)")
     args = ap.parse_args()
     hack = os.path.join(runtimes.REPO, "hack", "vm")
     if subprocess.run([hack + "/build"], check=False).returncode:
