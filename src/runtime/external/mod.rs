@@ -162,15 +162,16 @@ pub(crate) fn run(verb: Verb, place: Place<'_>) -> Result<Spawned, Fault> {
     })
 }
 
-/// What a runtime's log (`--log-format json`) says last of an error; absent: nothing.
+/// What a runtime's log (`--log-format json`) says last of an error; absent: nothing. runc, crun and runsc write `level` and
+/// `msg`, youki `LEVEL` and `message`.
 pub(crate) fn message_of(log: &str) -> Option<String> {
     let errors = log.lines().rev().filter(|line| {
-        ["error", "fatal", "panic"]
-            .iter()
-            .any(|level| value_of(line, "level").as_deref() == Some(level))
+        let level = value_of(line, "level").unwrap_or_default();
+        let errors = ["error", "fatal", "panic"];
+        errors.iter().any(|error| level.eq_ignore_ascii_case(error))
     });
     errors
-        .filter_map(|line| value_of(line, "msg"))
+        .filter_map(|line| value_of(line, "msg").or_else(|| value_of(line, "message")))
         .find(|text| !text.is_empty())
 }
 
@@ -213,6 +214,9 @@ mod tests {
             message_of(log).as_deref(),
             Some("exec: \"nope\": not found\nin $PATH")
         );
+        let youki = r#"{"timestamp":"x","level":"ERROR","message":"no cgroup","target":"youki"}
+{"timestamp":"x","level":"DEBUG","message":"bye"}"#;
+        assert_eq!(message_of(youki).as_deref(), Some("no cgroup"));
         for log in [
             "",
             "no JSON\n",

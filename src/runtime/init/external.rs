@@ -82,10 +82,27 @@ pub(in crate::runtime) fn run(
         if let Verb::Kill(number) = verb {
             call.add(number.to_string());
         }
-        call.run()?;
+        match call.run() {
+            // Not every runtime takes it well that there is nothing to delete.
+            Err(_) if verb == Verb::Delete && !is_known(place) => {}
+            outcome => outcome?,
+        }
         Ok((Report::Done, None))
     };
     tell(work(), control)
+}
+
+/// Does the runtime keep anything under the container's name? All keep it below their root, by a name that begins with the id.
+fn is_known(place: Place<'_>) -> bool {
+    let entries = match std::fs::read_dir(&place.runtime.root) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return false,
+        Err(_) => return true,
+        Ok(entries) => entries,
+    };
+    let own = |name: &OsStr| name.as_bytes().starts_with(place.id.as_bytes());
+    entries
+        .into_iter()
+        .any(|entry| entry.map_or(true, |entry| own(&entry.file_name())))
 }
 
 pub(super) fn tell(outcome: Outcome, control: BorrowedFd<'_>) -> i32 {
