@@ -3,12 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::base::security::SecurityProfile;
 
 /// Name of the handler that is always there: berth itself.
 pub(crate) const BUILT_IN: &str = "berth";
+
+/// How long the making of a container may take unless the handler says otherwise. A slow volume may take its time; kubelet
+/// waits two minutes, and is told why before that.
+const CREATE_TIMEOUT: Duration = Duration::from_secs(110);
 
 /// An OCI runtime program and how it is called.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +30,9 @@ pub(crate) struct OciRuntime {
 /// What a handler means. Pods keep it as it was when they were made, whatever the configuration says later.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Handler {
+    /// Its name in the configuration, for messages; empty in records of before it was kept.
+    #[serde(default)]
+    pub(crate) name: String,
     /// The program that makes containers; absent: berth itself.
     pub(crate) runtime: Option<OciRuntime>,
     /// A privileged container gets only the devices that it names.
@@ -35,6 +44,39 @@ pub(crate) struct Handler {
     /// What containers get that ask for nothing else.
     #[serde(default)]
     pub(crate) defaults: Defaults,
+    /// Seconds that the making of a container may take; 0: as without a word of it.
+    #[serde(default)]
+    pub(crate) create_timeout_s: u32,
+    /// Bytes: a smaller memory limit is refused.
+    #[serde(default)]
+    pub(crate) min_memory: u64,
+    /// `/sys/fs/cgroup` of unprivileged containers is writable too.
+    #[serde(default)]
+    pub(crate) cgroup_writable: bool,
+    /// Execs run on the first CPU of a container that has CPUs of its own.
+    #[serde(default)]
+    pub(crate) exec_on_first_cpu: bool,
+    /// JSON of the OCI spec that containers begin with; what it says of [`Defaults`] is in those.
+    #[serde(default)]
+    pub(crate) base_spec: Option<String>,
+}
+
+impl Handler {
+    /// How long the making of a container may take, its hooks included.
+    pub(crate) fn create_timeout(&self) -> Duration {
+        match self.create_timeout_s {
+            0 => CREATE_TIMEOUT,
+            seconds => Duration::from_secs(seconds.into()),
+        }
+    }
+
+    /// A key of its table in the configuration, for messages.
+    pub(crate) fn key(&self, key: &str) -> String {
+        match self.name.as_str() {
+            "" => format!("runtimes.NAME.{key}"),
+            name => format!("runtimes.{name}.{key}"),
+        }
+    }
 }
 
 /// What the configuration gives to containers that ask for nothing else.
@@ -69,7 +111,13 @@ impl Default for Handlers {
     fn default() -> Self {
         Self {
             default: BUILT_IN.to_owned(),
-            named: BTreeMap::from([(BUILT_IN.to_owned(), Handler::default())]),
+            named: BTreeMap::from([(
+                BUILT_IN.to_owned(),
+                Handler {
+                    name: BUILT_IN.to_owned(),
+                    ..Handler::default()
+                },
+            )]),
         }
     }
 }

@@ -264,10 +264,11 @@ impl Config {
             mend,
         };
         runtimes::check_keys(table.get("runtimes")).map_err(value)?;
-        let config: Self = toml::from_str(text).map_err(syntax)?;
+        let mut config: Self = toml::from_str(text).map_err(syntax)?;
         let own = config.check();
         own.map_err(|(key, text, mend)| value((key.to_owned(), text, mend)))?;
         runtimes::check(&config.runtimes, &config.default_runtime).map_err(value)?;
+        runtimes::load(&mut config.runtimes).map_err(value)?;
         Ok(config)
     }
 

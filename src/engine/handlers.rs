@@ -259,7 +259,8 @@ mod tests {
     fn names_mean_handlers() {
         let table = table("/bin/true");
         for name in ["", BUILT_IN] {
-            assert_eq!(table.resolve(name).unwrap(), Handler::default());
+            let found = table.resolve(name).unwrap();
+            assert_eq!((found.name.as_str(), found.runtime), (BUILT_IN, None));
         }
         assert!(table.resolve("other").unwrap().runtime.is_some());
         let error = table.resolve("nope").unwrap_err();

@@ -23,8 +23,7 @@ use crate::runtime::tree;
 use crate::runtime::userns;
 use crate::sys::fd;
 
-/// After so long without a word a process that is being set up is given up. A slow volume may take its time;
-/// kubelet waits two minutes.
+/// After so long without a word pause, an exec, or what is started is given up; a container has the time of its handler.
 pub(crate) const SETUP: Duration = Duration::from_secs(110);
 
 /// What a call gives back at once; absent: the reply comes later.
@@ -39,6 +38,7 @@ struct NewContainer {
     target: Option<ContainerId>,
     external: Option<Box<External>>,
     hooks: bool,
+    setup: Duration,
 }
 
 impl NewContainer {
@@ -51,6 +51,7 @@ impl NewContainer {
                 kill_cgroup,
                 target,
                 hooks,
+                setup_s,
             } => Ok(Self {
                 id,
                 stdio,
@@ -59,6 +60,7 @@ impl NewContainer {
                 target,
                 external: None,
                 hooks,
+                setup: Duration::from_secs(setup_s.into()),
             }),
             Call::External {
                 id,
@@ -67,6 +69,7 @@ impl NewContainer {
                 kill_cgroup,
                 runtime,
                 bundle,
+                setup_s,
             } => Ok(Self {
                 id,
                 stdio,
@@ -75,6 +78,7 @@ impl NewContainer {
                 target: None,
                 external: Some(External::new(runtime, bundle)),
                 hooks: false,
+                setup: Duration::from_secs(setup_s.into()),
             }),
             _ => Err(check("no new container")),
         }
@@ -288,7 +292,7 @@ impl Monitor<'_> {
             target,
             stdio: streams.map(|fd| fd.as_ref().map_or(null.as_fd(), OwnedFd::as_fd)),
         };
-        let deadline = Instant::now() + SETUP;
+        let deadline = Instant::now() + new.setup;
         let child = match &new.external {
             None => Child::create(request, asked, deadline)?,
             Some(external) => {

@@ -19,6 +19,7 @@ use crate::monitor::log::{BATCH, LogFile, MAX_LINE, Pending, Source};
 use crate::monitor::protocol::{ContainerExit, ContainerSnapshot};
 use crate::monitor::{cgroup, record};
 use crate::runtime::plan::Fault;
+use crate::runtime::tree;
 use crate::sys::process::Exit;
 use crate::sys::{fd, pty};
 
@@ -289,8 +290,32 @@ impl Container {
         true
     }
 
+    /// Gives it up where the time for its making is over.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        if self
+            .child
+            .deadline()
+            .is_some_and(|deadline| deadline <= now)
+        {
+            self.kill_makers();
+        }
+        self.child.expire(now);
+    }
+
+    /// Kills the helper with all that its OCI runtime has started: what is not in the container's cgroup yet, or never
+    /// will be, would outlive them.
+    fn kill_makers(&self) {
+        if self.external.is_some()
+            && matches!(self.child.phase, Phase::Setup { .. })
+            && let Some(pid) = self.child.live_pid()
+        {
+            tree::kill(pid);
+        }
+    }
+
     /// Kills everything in the container.
     pub(crate) fn kill(&self) {
+        self.kill_makers();
         self.child.kill();
         cgroup::kill(&self.kill_cgroup);
     }

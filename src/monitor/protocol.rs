@@ -94,6 +94,8 @@ pub(crate) enum Call {
         target: Option<ContainerId>,
         /// The plan has hooks.
         hooks: bool,
+        /// After so many seconds without the reply it is given up.
+        setup_s: u32,
     },
     /// Lets the process exec. Reply: `Started`, or `Failed` with the exec's fault.
     Start {
@@ -175,6 +177,8 @@ pub(crate) enum Call {
         runtime: OciRuntime,
         /// Directory for the bundle; exists.
         bundle: PathBuf,
+        /// As of `Container`.
+        setup_s: u32,
     },
     /// Runs the poststop hooks of a container that is gone, all of them. Descriptor: plan memfd. Reply: `Done`, or `Failed`
     /// with what failed.

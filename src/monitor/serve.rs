@@ -432,7 +432,7 @@ impl<'a> Monitor<'a> {
         self.execs.retain(|exec| !exec.child.is_ended());
         if let Some(pod) = &self.pod {
             for container in &mut self.containers {
-                container.child.expire(now);
+                container.expire(now);
                 container.resume(self.buffers, now);
                 if container.settle(now, &pod.directory)
                     && container.created

@@ -22,6 +22,20 @@ pub(crate) fn set_io_priority(class: u8, level: u8) -> io::Result<()> {
     outcome(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, priority) })
 }
 
+/// Lets the calling thread, and what it starts, run on this CPU only.
+///
+/// # Errors
+/// The number of `sched_setaffinity(2)`; `EINVAL`: there is no such CPU in its cpuset.
+pub(crate) fn set_cpu(cpu: u32) -> io::Result<()> {
+    use rustix::thread::{CpuSet, sched_setaffinity};
+    let mut set = CpuSet::new();
+    match usize::try_from(cpu) {
+        Ok(cpu) if cpu < CpuSet::MAX_CPU => set.set(cpu),
+        _ => return Err(io::Error::from_raw_os_error(libc::EINVAL)),
+    }
+    sched_setaffinity(None, &set).map_err(io::Error::from)
+}
+
 /// Arguments of `sched_setattr(2)`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attributes {

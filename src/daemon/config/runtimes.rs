@@ -7,22 +7,51 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::handler::{BUILT_IN, Defaults, Handler, Handlers, OciRuntime};
 use crate::daemon::config::defaults::{profile, variable};
+use crate::runtime::spec::base_spec::Base;
 
-/// Keys that other runtimes have in such a table, and which are not built here.
-const NOT_BUILT: [&str; 12] = [
-    "base_runtime_spec",
-    "cgroup_writable",
-    "cni_conf_dir",
-    "cni_max_conf_num",
-    "container_create_timeout",
-    "container_min_memory",
-    "exec_cpu_affinity",
-    "platform_runtime_paths",
-    "runtime_type",
-    "sandboxer",
-    "snapshotter",
-    "type",
+/// Keys that other runtimes have in such a table and berth has not: what to do instead.
+const NOT_HERE: [(&str, &str); 15] = [
+    (
+        "allowed_annotations",
+        "remove it; pod_annotations and container_annotations let annotations through to the OCI runtime",
+    ),
+    ("cni_conf_dir", NO_CNI),
+    ("cni_max_conf_num", NO_CNI),
+    ("io_type", OWN_MONITOR),
+    ("monitor_cgroup", OWN_MONITOR),
+    ("monitor_env", OWN_MONITOR),
+    ("monitor_path", OWN_MONITOR),
+    (
+        "options",
+        "remove it; path (BinaryName), root (Root) and arguments stand in the table itself",
+    ),
+    ("runtime_path", "berth's name of this key is path"),
+    ("runtime_root", "berth's name of this key is root"),
+    ("runtime_type", NO_TYPE),
+    (
+        "sandboxer",
+        "berth makes every sandbox itself: remove it (`podsandbox` and the empty one are no others)",
+    ),
+    (
+        "snapshotter",
+        "berth has one store of layers, for all handlers, mounted by overlayfs: remove it",
+    ),
+    (
+        "runtime_config_path",
+        "berth gives a runtime no such file: name it in arguments, if the runtime takes it there",
+    ),
+    ("type", NO_TYPE),
 ];
+const NO_CNI: &str =
+    "berth's own network serves all handlers, CNI is not built in this version: remove it";
+const OWN_MONITOR: &str = "berth has a monitor of its own, the same for all handlers: remove it";
+const NO_TYPE: &str = "a handler is an OCI runtime by its path, or berth itself without: remove it. Shims (runtime v2, \
+    `vm`, `pod`) cannot be used";
+/// Below this many bytes no container starts, with whatever runtime: a sleeping busybox needs 288 KiB with berth itself, about
+/// as much with crun, and 3.2 MiB with runc (cgroup v1, Linux 6.18).
+const MIN_MEMORY: u64 = 512 << 10;
+/// Seconds of `container_create_timeout`.
+const CREATE_TIMEOUT: std::ops::RangeInclusive<u32> = 1..=3600;
 
 /// One handler.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -46,6 +75,21 @@ pub(crate) struct Runtime {
     pub(crate) privileged_seccomp_profile: Option<String>,
     /// After `default_env`.
     pub(crate) env: Vec<String>,
+    /// Instead of `path` on nodes of a platform: `linux/arm64` to a path.
+    pub(crate) platform_runtime_paths: BTreeMap<String, PathBuf>,
+    /// Seconds that the making of a container may take.
+    pub(crate) container_create_timeout: Option<u32>,
+    /// The smallest memory limit, as in `12MiB`.
+    pub(crate) container_min_memory: Option<String>,
+    /// `first`, or empty.
+    pub(crate) exec_cpu_affinity: String,
+    /// Unprivileged containers may write to their cgroups.
+    pub(crate) cgroup_writable: bool,
+    /// A file with the OCI spec that containers begin with; empty: none.
+    pub(crate) base_runtime_spec: PathBuf,
+    /// Its content, checked.
+    #[serde(skip)]
+    base: Option<String>,
 }
 
 /// The example in the default file.
@@ -60,9 +104,16 @@ pub(crate) const EXAMPLE: &str = "\
 # seccomp_profile = \"unconfined\"            # instead of unset_seccomp_profile; so the next
 # privileged_seccomp_profile = \"unconfined\"
 # env = []                                  # more of default_env
+# platform_runtime_paths = {}               # instead of path on nodes of a platform: { \"linux/arm64\" = \"/opt/runc\" }
+# container_create_timeout = 110            # seconds that the runtime may take to create a container, hooks included. kubelet
+#                                           # waits 120 and then asks again, which joins the work: more than that is of use
+# container_min_memory = \"512KiB\"           # a smaller memory limit is refused (runc itself needs 4MiB, CRI-O wants 12MiB)
+# exec_cpu_affinity = \"\"                    # \"first\": execs run on the first CPU of a container with CPUs of its own
+# cgroup_writable = false                   # cgroup v2 with nsdelegate: /sys/fs/cgroup is writable for every container
+# base_runtime_spec = \"\"                    # JSON file of the OCI spec that containers begin with; pods' own settings come over it
 ";
 
-/// Are there only keys that are built?
+/// Are there only keys that berth has? A name that nobody has is serde's to refuse.
 ///
 /// # Errors
 /// Key, value and mend of the first that is not.
@@ -70,9 +121,10 @@ pub(crate) fn check_keys(tables: Option<&toml::Value>) -> Result<(), (String, St
     let tables = tables.and_then(toml::Value::as_table);
     for (name, table) in tables.into_iter().flatten() {
         for (key, value) in table.as_table().into_iter().flatten() {
-            if NOT_BUILT.contains(&key.as_str()) {
-                let mend = "this key is not built in this version of berth: remove it".to_owned();
-                return Err((format!("runtimes.{name}.{key}"), value.to_string(), mend));
+            let known = NOT_HERE.iter().find(|(known, _)| known == key);
+            if let Some((_, mend)) = known {
+                let key = format!("runtimes.{name}.{key}");
+                return Err((key, value.to_string(), (*mend).to_owned()));
             }
         }
     }
@@ -139,6 +191,7 @@ pub(crate) fn check(
         }
         runtime
             .check_defaults()
+            .and_then(|()| runtime.check_limits())
             .map_err(|(field, value, mend)| (key(field), value, mend))?;
         for (field, patterns) in [
             ("pod_annotations", &runtime.pod_annotations),
@@ -185,9 +238,78 @@ impl Runtime {
         Ok(())
     }
 
-    /// Those of the configuration, with its own over them. All was checked.
+    /// Field, value and mend of the first of the other keys that cannot be.
+    fn check_limits(&self) -> Result<(), (&'static str, String, String)> {
+        let shown = |value: &dyn std::fmt::Debug| format!("{value:?}");
+        if let Some(seconds) = self.container_create_timeout
+            && !CREATE_TIMEOUT.contains(&seconds)
+        {
+            let mend = "use 1 to 3600 seconds".to_owned();
+            return Err(("container_create_timeout", seconds.to_string(), mend));
+        }
+        if let Some(text) = &self.container_min_memory
+            && bytes(text).is_none()
+        {
+            let mend = "write a number of bytes, or as in `12MiB`".to_owned();
+            return Err(("container_min_memory", shown(text), mend));
+        }
+        if !matches!(self.exec_cpu_affinity.as_str(), "" | "first") {
+            let mend = "use `first`, or leave it empty".to_owned();
+            return Err(("exec_cpu_affinity", shown(&self.exec_cpu_affinity), mend));
+        }
+        for (platform, path) in &self.platform_runtime_paths {
+            let field = "platform_runtime_paths";
+            let named = |part: &str| {
+                !part.is_empty()
+                    && part
+                        .bytes()
+                        .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
+            };
+            let fits = platform
+                .split_once('/')
+                .is_some_and(|(os, architecture)| named(os) && named(architecture));
+            if !fits {
+                let mend = "name platforms as in `linux/arm64`".to_owned();
+                return Err((field, shown(platform), mend));
+            }
+            if !is_plain(path) {
+                let mend = "use an absolute path without `..`".to_owned();
+                return Err((field, shown(path), mend));
+            }
+            if self.path.is_none() {
+                let mend = "set `path` too: it is for all other platforms".to_owned();
+                return Err((field, shown(platform), mend));
+            }
+        }
+        Ok(())
+    }
+
+    /// The OCI runtime on this node.
+    fn program(&self) -> Option<&PathBuf> {
+        let own = self.platform_runtime_paths.get(&platform());
+        own.or(self.path.as_ref())
+    }
+
+    /// The base spec; it was checked.
+    fn base(&self) -> Base {
+        let text = self.base.as_deref().map(|text| Base::read("", text));
+        text.and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// Those of the configuration, with those of the base spec over them, then its own. All was checked.
     fn defaults(&self, all: &Defaults) -> Defaults {
         let mut made = all.clone();
+        let base = self.base();
+        for limit in base.rlimits {
+            made.rlimits.retain(|(known, ..)| *known != limit.0);
+            made.rlimits.push(limit);
+        }
+        for sysctl in base.sysctls {
+            made.sysctls.retain(|(known, _)| *known != sysctl.0);
+            made.sysctls.push(sysctl);
+        }
+        made.env.extend(base.env);
+        made.capabilities = base.capabilities.or(made.capabilities);
         for (own, place) in [
             (&self.seccomp_profile, &mut made.seccomp),
             (
@@ -205,6 +327,57 @@ impl Runtime {
     }
 }
 
+/// Reads the files that the tables name.
+///
+/// # Errors
+/// Key, value and mend of the first that cannot be used.
+pub(crate) fn load(
+    runtimes: &mut BTreeMap<String, Runtime>,
+) -> Result<(), (String, String, String)> {
+    for (name, runtime) in runtimes {
+        let path = &runtime.base_runtime_spec;
+        if path.as_os_str().is_empty() {
+            continue;
+        }
+        let key = format!("runtimes.{name}.base_runtime_spec");
+        let bad = |mend: String| (key.clone(), format!("{path:?}"), mend);
+        if !is_plain(path) {
+            return Err(bad("use an absolute path without `..`".to_owned()));
+        }
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| bad(format!("the file cannot be read: {error}")))?;
+        Base::read("", &text).map_err(|wrong| bad(format!("in this file, {wrong}")))?;
+        runtime.base = Some(text);
+    }
+    Ok(())
+}
+
+/// A number of bytes, with a unit or without: units are powers of 1024, as CRI-O takes them.
+fn bytes(text: &str) -> Option<u64> {
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let shift = match unit.trim_start().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+/// This node's platform, as images and configurations write it.
+fn platform() -> String {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    format!("linux/{architecture}")
+}
+
 fn is_plain(path: &Path) -> bool {
     path.is_absolute() && path.components().all(|part| part.as_os_str() != "..")
 }
@@ -219,10 +392,11 @@ pub(crate) fn handlers(
     let mut all = Handlers::default();
     for own in all.named.values_mut() {
         own.defaults.clone_from(defaults);
+        own.min_memory = MIN_MEMORY;
     }
     default.clone_into(&mut all.default);
     for (name, given) in runtimes {
-        let runtime = given.path.as_ref().map(|path| OciRuntime {
+        let runtime = given.program().map(|path| OciRuntime {
             path: path.clone(),
             root: given
                 .root
@@ -230,12 +404,19 @@ pub(crate) fn handlers(
                 .unwrap_or_else(|| state.join("runtimes").join(name)),
             arguments: given.arguments.clone(),
         });
+        let min_memory = given.container_min_memory.as_deref();
         let handler = Handler {
+            name: name.clone(),
             runtime,
             privileged_without_host_devices: given.privileged_without_host_devices,
             pod_annotations: given.pod_annotations.clone(),
             container_annotations: given.container_annotations.clone(),
             defaults: given.defaults(defaults),
+            create_timeout_s: given.container_create_timeout.unwrap_or_default(),
+            min_memory: min_memory.and_then(bytes).unwrap_or(MIN_MEMORY),
+            cgroup_writable: given.cgroup_writable,
+            exec_on_first_cpu: given.exec_cpu_affinity == "first",
+            base_spec: given.base.clone(),
         };
         all.named.insert(name.clone(), handler);
     }
@@ -243,90 +424,4 @@ pub(crate) fn handlers(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::daemon::config::Config;
-
-    fn parse(text: &str) -> Result<Config, String> {
-        Config::parse(Path::new("c.toml"), text).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn tables_become_handlers() {
-        let text = "default_runtime = \"runc\"\n[runtimes.runc]\npath = \"/usr/sbin/runc\"\n\
-            arguments = [\"--debug\"]\n[runtimes.test-handler]\n\
-            privileged_without_host_devices = true\npod_annotations = [\"io.x.*\"]\n";
-        let config = parse(text).unwrap();
-        let all = handlers(
-            &config.runtimes,
-            &config.default_runtime,
-            Path::new("/run/berth"),
-            &Defaults::default(),
-        );
-        assert_eq!(all.default, "runc");
-        let names: Vec<&str> = all.named.keys().map(String::as_str).collect();
-        assert_eq!(names, ["berth", "runc", "test-handler"]);
-        let runc = all.named["runc"].runtime.as_ref().unwrap();
-        assert_eq!(runc.root, Path::new("/run/berth/runtimes/runc"));
-        assert_eq!(runc.arguments, ["--debug"]);
-        let own = &all.named["test-handler"];
-        assert!(own.runtime.is_none() && own.privileged_without_host_devices);
-        assert_eq!(all.named["berth"], Handler::default());
-        // The example is right.
-        let example: String = EXAMPLE
-            .lines()
-            .map(|line| format!("{}\n", line.trim_start_matches("# ")))
-            .collect();
-        let config = parse(&example).unwrap();
-        let runc = config.handlers();
-        let runc = runc.named["runc"].runtime.as_ref().unwrap();
-        assert_eq!(runc.root, Path::new("/run/berth/runtimes/runc"));
-    }
-
-    #[test]
-    fn what_cannot_be_is_refused_by_name() {
-        for (text, part) in [
-            (
-                "[runtimes.kata]\nsnapshotter = \"x\"",
-                "runtimes.kata.snapshotter = \"x\": this key is not built",
-            ),
-            (
-                "[runtimes.a]\nexec_cpu_affinity = \"first\"",
-                "runtimes.a.exec_cpu_affinity",
-            ),
-            ("[runtimes.a]\npaht = \"/x\"", "unknown field `paht`"),
-            (
-                "[runtimes.a]\npath = \"runc\"",
-                "runtimes.a.path = \"runc\": use an absolute path",
-            ),
-            (
-                "[runtimes.a]\npath = \"/r\"\nroot = \"/x/../y\"",
-                "runtimes.a.root",
-            ),
-            ("[runtimes.a]\nroot = \"/x\"", "or set `path`"),
-            ("[runtimes.a]\narguments = [\"x\"]", "or set `path`"),
-            ("[runtimes.berth]\npath = \"/r\"", "another"),
-            (
-                "[runtimes.a]\npath = \"/r\"\narguments = [\"--root=/x\"]",
-                "berth sets this one",
-            ),
-            ("[runtimes.A]\n", "lower-case"),
-            ("[runtimes.a-]\n", "lower-case"),
-            (
-                "[runtimes.a]\npod_annotations = [\"a*b\"]",
-                "one `*` at the end",
-            ),
-            (
-                "default_runtime = \"runc\"\n[runtimes.crun]\npath = \"/c\"",
-                "there are: crun, berth",
-            ),
-            ("runtimes = 1", "runtimes"),
-        ] {
-            let error = parse(text).unwrap_err();
-            assert!(
-                error.starts_with("c.toml: ") && error.contains(part),
-                "{text}: {error}"
-            );
-        }
-    }
-}
+mod tests;

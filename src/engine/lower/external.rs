@@ -59,7 +59,7 @@ pub(super) fn order(core: &Core, container: &Container, built: &Built) -> Result
 /// [`EngineError::Step`].
 pub(super) fn add_process(container: &Container, plan: &mut ExecPlan) -> Result<()> {
     if container.pod.handler.runtime.is_some() {
-        plan.text = Some(bundle::process(&plan.process).map_err(encoding)?);
+        plan.text = Some(bundle::process(&plan.process, plan.cpu).map_err(encoding)?);
     }
     Ok(())
 }

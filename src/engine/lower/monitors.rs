@@ -16,6 +16,25 @@ use crate::monitor::protocol::{ContainerExit, MonitorState, Stdio};
 use crate::runtime::plan::{ExecPlan, Plan};
 use crate::runtime::spec::userns::plan_mappings;
 
+/// A container was not made. Where its time was over, the error says whose that is.
+fn made_no_container(container: &Container, error: MonitorError) -> EngineError {
+    const ETIMEDOUT: i32 = 110;
+    let name = &container.config.name;
+    match &error {
+        MonitorError::Refused { fault, .. }
+            if (fault.stage.as_str(), fault.errno) == ("monitor", ETIMEDOUT) =>
+        {
+            let handler = &container.pod.handler;
+            let key = handler.key("container_create_timeout");
+            EngineError::Timeout {
+                what: format!("creating container {name} ({key}: raise it if that is too short)"),
+                after_s: handler.create_timeout().as_secs(),
+            }
+        }
+        _ => EngineError::step(format!("create container {name}"))(error),
+    }
+}
+
 impl Lower {
     /// A monitor for a pod with this directory, which exists.
     ///
@@ -111,6 +130,7 @@ impl Lower {
             },
             memory_cgroup: materials.dirs.memory.clone(),
             kill_cgroup: materials.dirs.kill.clone(),
+            limit: container.pod.handler.create_timeout(),
         };
         let made = match &materials.order {
             None => monitor.container(new, &materials.plan).await,
@@ -121,10 +141,7 @@ impl Lower {
                 monitor.external(new, plan, config, runtime, bundle).await
             }
         };
-        made.map_err(EngineError::step(format!(
-            "create container {}",
-            config.name
-        )))
+        made.map_err(|error| made_no_container(container, error))
     }
 
     /// Lets a container's process exec; when it did.

@@ -128,7 +128,7 @@ impl Lower {
             core.container_directory(container.id),
         );
         let edits = self
-            .edits(container, held, plugins)
+            .edits(container, held, &prepared.base.edits, plugins)
             .map_err(EngineError::step(failed()))?;
         let volumes = held.volumes.iter();
         let image_volumes: Vec<_> = volumes
@@ -166,22 +166,24 @@ impl Lower {
         Ok(Design(built))
     }
 
-    /// What CDI devices, files of hooks and plugins change, in this order: a plugin sees what the others ask for, and has the
+    /// What the handler's base spec, CDI devices, files of hooks and plugins change, in this order: a plugin sees what the others ask for, and has the
     /// last word.
     fn edits(
         &self,
         container: &Container,
         held: &Held,
+        base: &Edits,
         plugins: &[Edits],
     ) -> std::result::Result<Vec<Edits>, spec::SpecError> {
         let config = &container.config;
         let mut asked = config.cdi_devices.clone();
         asked.extend(plugins.iter().flat_map(|edits| edits.cdi_devices.clone()));
         let names = cdi::names(&asked, &config.annotations)?;
-        let mut edits = match names.is_empty() {
-            true => vec![],
-            false => cdi::resolve(&names, &cdi::Files::load(&self.cdi_spec_dirs))?,
-        };
+        let mut edits = vec![base.clone()];
+        if !names.is_empty() {
+            let files = cdi::Files::load(&self.cdi_spec_dirs);
+            edits.extend(cdi::resolve(&names, &files)?);
+        }
         let pod = &container.pod.config.annotations;
         let classes = &self.block_io_classes;
         edits.extend(block_io::annotated(
@@ -282,6 +284,9 @@ impl Lower {
         if score != 0 {
             // An update since may have changed it.
             plan.process.oom_score_adj = i32::try_from(score).ok();
+        }
+        if container.pod.handler.exec_on_first_cpu {
+            plan.cpu = spec::resources::first_own_cpu(&container.status().resources);
         }
         external::add_process(container, &mut plan)?;
         Ok(plan)

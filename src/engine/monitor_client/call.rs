@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio::io::Interest;
 
@@ -35,12 +36,18 @@ pub(crate) struct NewContainer {
     pub(crate) memory_cgroup: PathBuf,
     /// Who is killed with it: the v2 directory, or that of the v1 freezer hierarchy.
     pub(crate) kill_cgroup: PathBuf,
+    /// How long its making may take; whole seconds.
+    pub(crate) limit: Duration,
 }
 
 /// A plan as a sealed memory file.
 pub(super) fn sealed(encoded: std::result::Result<Vec<u8>, postcard::Error>) -> Result<OwnedFd> {
     let bytes = encoded.map_err(|source| MonitorError::Plan { source })?;
     memfd::sealed("plan", &bytes).map_err(MonitorError::io("memfd_create for the plan"))
+}
+
+fn seconds(limit: Duration) -> u32 {
+    u32::try_from(limit.as_secs()).unwrap_or(u32::MAX)
 }
 
 impl MonitorClient {
@@ -95,9 +102,10 @@ impl MonitorClient {
             kill_cgroup: new.kill_cgroup,
             target,
             hooks: plan.hooks.is_some(),
+            setup_s: seconds(new.limit),
         };
         let descriptors = vec![sealed(plan.encode())?];
-        self.created(call, descriptors).await
+        self.created(call, descriptors, new.limit).await
     }
 
     /// As [`MonitorClient::container`], by an OCI runtime with this configuration and bundle.
@@ -119,9 +127,10 @@ impl MonitorClient {
             kill_cgroup: new.kill_cgroup,
             runtime,
             bundle,
+            setup_s: seconds(new.limit),
         };
         let descriptors = vec![sealed(plan.encode_with(config))?];
-        self.created(call, descriptors).await
+        self.created(call, descriptors, new.limit).await
     }
 
     /// Makes an OCI runtime forget a container of another monitor, which is gone.
@@ -153,8 +162,15 @@ impl MonitorClient {
         done.await.map(drop)
     }
 
-    async fn created(&self, call: Call, descriptors: Vec<OwnedFd>) -> Result<Created> {
-        match self.call("container", call, descriptors, SETUP).await?.0 {
+    async fn created(
+        &self,
+        call: Call,
+        descriptors: Vec<OwnedFd>,
+        limit: Duration,
+    ) -> Result<Created> {
+        // The monitor's word comes first, after it has undone all.
+        let patience = limit + QUICK;
+        match self.call("container", call, descriptors, patience).await?.0 {
             Reply::Created {
                 pid,
                 uid,

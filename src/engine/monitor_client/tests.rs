@@ -203,6 +203,7 @@ impl Pod {
             stdio,
             memory_cgroup: PathBuf::new(),
             kill_cgroup: self.freezer.clone().unwrap_or_default(),
+            limit: std::time::Duration::from_secs(110),
         };
         self.client.container(new, plan).await.map(|_created| id)
     }
@@ -344,6 +345,7 @@ fn process(args: &[&str]) -> ProcessPlan {
 fn exec_plan(args: &[&str]) -> ExecPlan {
     ExecPlan {
         text: None,
+        cpu: None,
         cgroup: CgroupJoin::V1(vec![]),
         user_namespace: None,
         process: process(args),

@@ -223,6 +223,17 @@ pub(super) fn raise_limits(plan: &ProcessPlan) -> Step {
     Ok(())
 }
 
+/// Keeps the process on a CPU, after it has joined its cpuset.
+pub(super) fn stay_on(cpu: Option<u32>) -> Step {
+    const EINVAL: i32 = 22;
+    let Some(cpu) = cpu else { return Ok(()) };
+    match scheduling::set_cpu(cpu) {
+        // The container was given others meanwhile: it runs on those.
+        Err(error) if error.raw_os_error() == Some(EINVAL) => Ok(()),
+        outcome => outcome.context("process", "sched_setaffinity", cpu),
+    }
+}
+
 fn tune(tuning: &Tuning) -> Step {
     if let Some((class, level)) = tuning.io_priority {
         scheduling::set_io_priority(class, level).context(

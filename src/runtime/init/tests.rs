@@ -337,6 +337,7 @@ fn execute_as(
 ) -> Outcome {
     let plan = ExecPlan {
         text: None,
+        cpu: None,
         cgroup: CgroupJoin::V1(Vec::new()),
         user_namespace,
         process,

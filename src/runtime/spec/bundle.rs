@@ -14,11 +14,17 @@ use crate::base::handler::passed;
 use crate::runtime::external::{Text, is_owned, staged, staged_device, staged_volume};
 use crate::runtime::plan::{MountSource, Plan, ProcessPlan};
 use crate::runtime::spec::ContainerInput;
-use crate::runtime::spec::oci::process as describe_process;
+use crate::runtime::spec::oci::{exec_affinity, process as describe_process};
 
 /// What older runtimes know too (crun before 1.10 refuses a later one). Newer fields are used all the same: a runtime
 /// looks at what is there.
 const VERSION: &str = "1.0.2";
+/// Annotations that say which sandbox a container belongs to. The runtime has made none, pause is berth's own: one that keeps
+/// several containers in a sandbox (runsc, kata) would look for it. So each container is a sandbox to it.
+const OF_SANDBOX: [&str; 2] = [
+    "io.kubernetes.cri.container-type",
+    "io.kubernetes.cri.sandbox-id",
+];
 /// Front of the annotations that are berth's own.
 const OWN: &str = "io.kubernetes.cri.";
 
@@ -52,7 +58,13 @@ pub(crate) fn config(
         root["path"] = json!("rootfs");
     }
     if let Some(Value::Object(annotations)) = spec.get_mut("annotations") {
-        annotations.retain(|key, _| !hidden.contains(key));
+        annotations.retain(|key, _| !hidden.contains(key) && !OF_SANDBOX.contains(&key.as_str()));
+    }
+    if let Some(propagation) = spec.get_mut("linux").map(|l| &mut l["rootfsPropagation"])
+        && *propagation == "rprivate"
+    {
+        // The OCI spec has the short words only, and youki keeps to it. The helper's namespace is private all through.
+        *propagation = json!("private");
     }
     if let (true, Some(linux)) = (is_owned(plan), spec.get_mut("linux")) {
         fit_owned(linux, plan);
@@ -142,12 +154,14 @@ fn fit_owned(linux: &mut Value, plan: &Plan) {
     }
 }
 
-/// `process.json` of one more process.
+/// `process.json` of one more process; `cpu`: it runs there.
 ///
 /// # Errors
 /// Values that are no JSON.
-pub(crate) fn process(plan: &ProcessPlan) -> serde_json::Result<Text> {
-    without_user(object(serde_json::to_value(describe_process(plan))?))
+pub(crate) fn process(plan: &ProcessPlan, cpu: Option<u32>) -> serde_json::Result<Text> {
+    let mut process = describe_process(plan);
+    process.set_exec_cpu_affinity(cpu.map(exec_affinity));
+    without_user(object(serde_json::to_value(process)?))
 }
 
 fn without_user(mut process: Map<String, Value>) -> serde_json::Result<Text> {

@@ -18,6 +18,8 @@ pub(crate) enum CgroupHost {
 pub(crate) struct HostFacts {
     /// Cgroup version, and hierarchies of v1.
     pub(crate) cgroup: CgroupHost,
+    /// cgroup v2 lets no process change the limits of its own cgroup namespace's root.
+    pub(crate) nsdelegate: bool,
     /// Kernel release: (major, minor).
     pub(crate) kernel: (u32, u32),
     /// Actions of seccomp that the kernel offers, such as `errno`; empty: no seccomp.
@@ -61,6 +63,7 @@ impl HostFacts {
         let effective = status_mask(&read("/proc/self/status"), "CapEff:");
         Self {
             cgroup: cgroup_of(&read("/proc/self/mountinfo")),
+            nsdelegate: is_nsdelegate(&read("/proc/self/mountinfo")),
             kernel: release_of(&uname.release().to_string_lossy()),
             seccomp_actions: read("/proc/sys/kernel/seccomp/actions_avail")
                 .split_whitespace()
@@ -134,6 +137,18 @@ pub(crate) fn cgroup_of(mountinfo: &str) -> CgroupHost {
     }
 }
 
+/// Is cgroup2 mounted with `nsdelegate` (cgroups(7))? An option of the one hierarchy, wherever it is mounted.
+fn is_nsdelegate(mountinfo: &str) -> bool {
+    mountinfo.lines().any(|line| {
+        let tail = line.split_once(" - ").map_or("", |(_, tail)| tail);
+        let mut fields = tail.split(' ');
+        fields.next() == Some("cgroup2")
+            && fields
+                .nth(1)
+                .is_some_and(|options| options.split(',').any(|option| option == "nsdelegate"))
+    })
+}
+
 fn hugepage_sizes() -> Vec<String> {
     let Ok(entries) = std::fs::read_dir("/sys/kernel/mm/hugepages") else {
         return vec![];
@@ -180,6 +195,9 @@ mod tests {
     fn cgroup_versions() {
         let v2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
         assert_eq!(cgroup_of(v2), CgroupHost::V2);
+        assert!(is_nsdelegate(v2));
+        assert!(!is_nsdelegate(&v2.replace(",nsdelegate", "")));
+        assert!(!is_nsdelegate(&v2.replace("cgroup2", "cgroup")));
         let v1 = "30 23 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n\
                   31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
                   32 30 0:28 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\

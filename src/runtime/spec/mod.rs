@@ -12,6 +12,7 @@
 //! [`oci::join`]. Labels, annotations and the image's config are data: none but the fields named in
 //! [`crate::base::image::ImageConfig`] has an effect.
 
+pub(crate) mod base_spec;
 pub(crate) mod block_io;
 pub(crate) mod bundle;
 pub(crate) mod cdi;
@@ -51,6 +52,7 @@ use crate::runtime::plan::{
 };
 use crate::runtime::resctrl;
 use crate::runtime::seccomp::{self, Compiled};
+use crate::runtime::spec::host::CgroupHost;
 
 pub(crate) use error::{Result, SpecError};
 pub(crate) use host::HostFacts;
@@ -153,12 +155,15 @@ pub(crate) struct Built {
 /// [`SpecError`]: the config is wrong, or asks for what is not built or not offered by this node.
 pub(crate) fn container(input: &ContainerInput<'_>, host: &HostFacts) -> Result<Built> {
     let (config, image) = (input.config, &input.image.config);
-    check_container(input)?;
-    let wanted = edit::resources(&config.resources, input.edits);
+    check_container(input, host)?;
+    let base = &input.prepared.base;
+    let given = base.resources.with(&config.resources);
+    let wanted = edit::resources(&given, input.edits);
     let resources = resources::check(&wanted, host)?;
+    resources::check_floor(&resources, input.handler)?;
     let mounts = mounts::of_container(input, host)?;
     let (device_nodes, mut device_rules) = devices::of_container(input, mounts.own_dev);
-    let (masked_paths, readonly_paths) = security::hidden_paths(&config.security)?;
+    let (masked_paths, readonly_paths) = security::hidden_paths(&config.security, base)?;
     let (process, seccomp) = process_of_container(input, &resources, host)?;
     let namespaces = namespaces::of_container(input)?;
     userns::check_user(&process.user, &namespaces)?;
@@ -172,7 +177,7 @@ pub(crate) fn container(input: &ContainerInput<'_>, host: &HostFacts) -> Result<
             upper: Some(input.upper.to_owned()),
             work: input.work.to_owned(),
             volatile: input.volatile,
-            readonly: config.security.readonly_rootfs,
+            readonly: config.security.readonly_rootfs || base.readonly_root,
         },
         root_propagation: mounts.root_propagation,
         mounts: mounts.mounts,
@@ -208,8 +213,15 @@ pub(crate) fn container(input: &ContainerInput<'_>, host: &HostFacts) -> Result<
         hooks,
         rdt,
     };
+    let mut spec = oci::describe(&plan, extras);
+    if input.handler.exec_on_first_cpu
+        && let Some(process) = spec.process_mut()
+    {
+        let cpu = resources::first_own_cpu(&resources);
+        process.set_exec_cpu_affinity(cpu.map(oci::exec_affinity));
+    }
     Ok(Built {
-        spec: oci::describe(&plan, extras),
+        spec,
         device_rules,
         stop_signal: process::stop_signal(config, image)?,
         hidden_annotations: bundle::hidden_annotations(input),
@@ -220,14 +232,30 @@ pub(crate) fn container(input: &ContainerInput<'_>, host: &HostFacts) -> Result<
     })
 }
 
-fn check_container(input: &ContainerInput<'_>) -> Result<()> {
+fn check_container(input: &ContainerInput<'_>, host: &HostFacts) -> Result<()> {
     let config = input.config;
     if config.security.privileged && !input.pod.security.privileged {
         let problem = "is not allowed in this pod sandbox";
         let mend = "make the sandbox privileged too";
         return Err(SpecError::invalid("privileged", true, problem, mend));
     }
+    check_cgroup_writable(input.handler, host)?;
     check_hostname(input.hostname)
+}
+
+/// A container may write to its cgroups only where that gives it no way around its own limits.
+fn check_cgroup_writable(handler: &Handler, host: &HostFacts) -> Result<()> {
+    let problem = match (&host.cgroup, host.nsdelegate) {
+        _ if !handler.cgroup_writable => return Ok(()),
+        (CgroupHost::V1(_), _) => "needs cgroup v2, this node has v1",
+        (CgroupHost::V2, false) => {
+            "would let containers raise their own limits: the node's cgroup2 is mounted without nsdelegate"
+        }
+        (CgroupHost::V2, true) => return Ok(()),
+    };
+    let mend = "remove the key on this node, or mount cgroup2 with nsdelegate (systemd does)";
+    let field = handler.key("cgroup_writable");
+    Err(SpecError::precondition(field, true, problem, mend))
 }
 
 fn check_hostname(hostname: &str) -> Result<()> {
@@ -308,6 +336,7 @@ fn filter(
 /// [`SpecError`]: the config is wrong, or asks for what is not built or not offered by this node.
 pub(crate) fn sandbox(input: &SandboxInput<'_>, host: &HostFacts) -> Result<Built> {
     let security = &input.pod.security;
+    check_cgroup_writable(input.handler, host)?;
     check_hostname(input.hostname)?;
     let namespaces = namespaces::of_sandbox(input.pod)?;
     let seccomp = filter(input.prepared.seccomp.as_deref(), 0, host)?;
@@ -408,5 +437,6 @@ pub(crate) fn exec(plan: &Plan, command: Vec<String>, terminal: bool) -> Result<
         user_namespace: plan.namespaces.root(),
         process,
         text: None,
+        cpu: None,
     })
 }

@@ -212,6 +212,7 @@ fn sysfs(input: &ContainerInput<'_>, attributes: MountAttributes) -> MountPlan {
 fn cgroup(input: &ContainerInput<'_>, host: &HostFacts, attributes: MountAttributes) -> MountPlan {
     let attributes = MountAttributes {
         relatime: true,
+        readonly: attributes.readonly && !input.handler.cgroup_writable,
         ..attributes
     };
     let (CgroupHost::V1(hierarchies), CgroupJoin::V1(joined)) = (&host.cgroup, &input.cgroup_join)

@@ -296,6 +296,14 @@ pub(crate) fn process(plan: &ProcessPlan) -> oci::Process {
     process
 }
 
+/// Execs begin on this CPU and stay there.
+pub(crate) fn exec_affinity(cpu: u32) -> oci::ExecCPUAffinity {
+    let mut made = oci::ExecCPUAffinity::default();
+    made.set_initial(Some(cpu.to_string()))
+        .set_cpu_affinity_final(Some(cpu.to_string()));
+    made
+}
+
 fn io_priority((class, level): (u8, u8)) -> Option<oci::LinuxIOPriority> {
     use oci::IOPriorityClass as Class;
     let class = match class {

@@ -13,6 +13,7 @@ use crate::base::security::{ContainerSecurity, SecurityProfile, SelinuxLabels};
 use crate::runtime::apparmor::{self, ProfileError};
 use crate::runtime::plan::DeviceNode;
 use crate::runtime::seccomp::Profile;
+use crate::runtime::spec::base_spec::Base;
 use crate::runtime::spec::devices::HostDevice;
 use crate::runtime::spec::error::{Result, SpecError};
 use crate::runtime::spec::host::HostFacts;
@@ -36,6 +37,8 @@ pub(crate) struct Prepared {
     pub(crate) without_host_devices: bool,
     /// SELinux labels; empty ones where SELinux is not in use.
     pub(crate) labels: SelinuxLabels,
+    /// What the handler's base spec says beside CRI.
+    pub(crate) base: Base,
 }
 
 /// Reads what a container's spec needs, checks the propagation of its mounts' sources, and makes those
@@ -76,7 +79,20 @@ pub(crate) fn container(
         apparmor_default,
         without_host_devices,
         labels: SelinuxLabels::default(),
+        base: base(config, handler)?,
     })
+}
+
+fn base(config: &ContainerConfig, handler: &Handler) -> Result<Base> {
+    let Some(text) = &handler.base_spec else {
+        return Ok(Base::default());
+    };
+    let key = handler.key("base_runtime_spec");
+    let read = Base::read(&key, text).map_err(|wrong| {
+        let mend = "correct the file, then make the pod again";
+        SpecError::invalid(&key, wrong, "cannot be used", mend)
+    });
+    Ok(read?.under(config))
 }
 
 /// Reads what a sandbox's spec needs.

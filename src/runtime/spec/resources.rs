@@ -1,6 +1,7 @@
 //! Limits as CRI gives them: checked, with what follows from them filled in.
 
 use crate::base::container::Resources;
+use crate::base::handler::Handler;
 use crate::runtime::spec::error::{Result, SpecError};
 use crate::runtime::spec::host::{CgroupHost, HostFacts};
 
@@ -42,6 +43,22 @@ pub(crate) fn check(given: &Resources, host: &HostFacts) -> Result<Resources> {
     hugepages(given, host)?;
     unified(given, host)?;
     Ok(made)
+}
+
+/// Is the memory limit, if there is one, as large as the handler wants it?
+///
+/// # Errors
+/// [`SpecError::Invalid`] names the handler's key.
+pub(crate) fn check_floor(given: &Resources, handler: &Handler) -> Result<()> {
+    let limit = u64::try_from(given.memory_limit).unwrap_or_default();
+    if limit == 0 || limit >= handler.min_memory {
+        return Ok(());
+    }
+    let key = handler.key("container_min_memory");
+    let problem = format!("bytes are too few: {key} is {}", handler.min_memory);
+    let mend = "raise the container's memory limit";
+    let field = "memory_limit_in_bytes";
+    Err(SpecError::invalid(field, limit, problem, mend))
 }
 
 fn out_of_range(field: &str, value: i64, mend: &'static str) -> SpecError {
@@ -120,6 +137,19 @@ fn is_list(text: &str) -> bool {
         },
     };
     text.is_empty() || text.split(',').all(range)
+}
+
+/// The first CPU of a container that has CPUs of its own, as kubelet's static CPU manager gives them: whole ones, and as many
+/// shares as go with them.
+pub(crate) fn first_own_cpu(given: &Resources) -> Option<u32> {
+    let (mut first, mut count) = (None, 0_i64);
+    for part in given.cpuset_cpus.split(',') {
+        let (low, high) = part.split_once('-').unwrap_or((part, part));
+        let (low, high): (u32, u32) = (low.parse().ok()?, high.parse().ok()?);
+        count += i64::from(high.checked_sub(low)?) + 1;
+        first = Some(first.map_or(low, |known: u32| known.min(low)));
+    }
+    first.filter(|_| given.cpu_shares == 1024 * count)
 }
 
 fn hugepages(given: &Resources, host: &HostFacts) -> Result<()> {
@@ -256,6 +286,26 @@ mod tests {
             ..Resources::default()
         };
         assert_eq!(check(&resources, &clamped).unwrap().oom_score_adj, -10);
+    }
+
+    #[test]
+    fn cpus_of_their_own() {
+        for (list, shares, first) in [
+            ("0-1", 2048, Some(0)),
+            ("5,3,9", 3072, Some(3)),
+            ("7", 1024, Some(7)),
+            ("0-1", 1024, None),
+            ("0-1", 0, None),
+            ("", 1024, None),
+            ("", 0, None),
+        ] {
+            let given = Resources {
+                cpuset_cpus: list.to_owned(),
+                cpu_shares: shares,
+                ..Resources::default()
+            };
+            assert_eq!(first_own_cpu(&given), first, "{list} {shares}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use crate::base::security::{ContainerSecurity, SecurityProfile};
 use crate::runtime::apparmor;
 use crate::runtime::capabilities::{self, UnknownCapability};
 use crate::runtime::plan::CapabilityMasks;
+use crate::runtime::spec::base_spec::Base;
 use crate::runtime::spec::error::{Result, SpecError};
 use crate::runtime::spec::host::HostFacts;
 
@@ -60,11 +61,14 @@ pub(crate) fn capabilities(
     )
 }
 
-/// (masked, read-only) paths: as asked for, none for a privileged container.
+/// (masked, read-only) paths: as asked for, and with any those of the base spec; none for a privileged container.
 ///
 /// # Errors
 /// [`SpecError::Invalid`]: a path is not absolute.
-pub(crate) fn hidden_paths(security: &ContainerSecurity) -> Result<(Vec<String>, Vec<String>)> {
+pub(crate) fn hidden_paths(
+    security: &ContainerSecurity,
+    base: &Base,
+) -> Result<(Vec<String>, Vec<String>)> {
     for (field, paths) in [
         ("masked_paths", &security.masked_paths),
         ("readonly_paths", &security.readonly_paths),
@@ -83,11 +87,18 @@ pub(crate) fn hidden_paths(security: &ContainerSecurity) -> Result<(Vec<String>,
     if security.privileged {
         return Ok((vec![], vec![]));
     }
-    let mut masked = security.masked_paths.clone();
+    let with = |asked: &Vec<String>, more: &Vec<String>| {
+        let mut all = asked.clone();
+        // No list at all is procMount: Unmasked.
+        let more = more.iter().filter(|path| !asked.contains(path));
+        all.extend(more.filter(|_| !asked.is_empty()).cloned());
+        all
+    };
+    let mut masked = with(&security.masked_paths, &base.masked_paths);
     if !masked.is_empty() && masked.iter().all(|path| path != POWERCAP) {
         masked.push(POWERCAP.to_owned());
     }
-    Ok((masked, security.readonly_paths.clone()))
+    Ok((masked, with(&security.readonly_paths, &base.readonly_paths)))
 }
 
 /// AppArmor profile of the process; empty: none. `default`: the default profile is loaded, and meant where none is

@@ -19,6 +19,7 @@ use crate::runtime::spec::host::CgroupHost;
 
 mod bundles;
 mod edits;
+mod handlers;
 mod rights;
 mod volumes;
 
@@ -26,6 +27,7 @@ mod volumes;
 pub(crate) fn host() -> HostFacts {
     HostFacts {
         cgroup: CgroupHost::V2,
+        nsdelegate: true,
         kernel: (6, 12),
         seccomp_actions: [
             "kill_process",

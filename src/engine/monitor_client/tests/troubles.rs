@@ -109,6 +109,7 @@ async fn an_oom_kill_is_told() {
         stdio: pod.stdio(),
         memory_cgroup: memory.clone(),
         kill_cgroup: freezer,
+        limit: std::time::Duration::from_secs(110),
     };
     pod.client.container(new, &plan).await.unwrap();
     pod.client.start(id).await.unwrap();

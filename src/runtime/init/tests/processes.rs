@@ -234,6 +234,7 @@ fn more_processes_in_a_container() {
         assert_eq!(end(&container), Exit::Signal(9));
         let late = ExecPlan {
             text: None,
+            cpu: None,
             cgroup: CgroupJoin::V1(Vec::new()),
             user_namespace: None,
             process: process("true"),
