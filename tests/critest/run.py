@@ -203,12 +203,12 @@ def main():
     parser.add_argument("--websocket", action="store_true", help="streaming over WebSocket instead of SPDY")
     parser.add_argument("--benchmark", action="store_true", help="the suite's benchmarks instead of its specs")
     parser.add_argument("--runtime-handler", metavar="NAME",
-                        help="run every pod with this handler; runc and crun are configured for it")
+                        help="run every pod with this handler; runc, crun, runsc and youki are configured for it")
     args = parser.parse_args()
     if args.socket:
         with tempfile.TemporaryDirectory(prefix="critest-") as work:
             sys.exit(suite(args, work, args.images or options.registry.prepare(), args.socket))
-    if args.runtime_handler in ("runc", "crun"):
+    if args.runtime_handler in ("runc", "crun", "runsc", "youki"):
         runtimes.Runtime.handlers = {args.runtime_handler: runtimes.handler(args.runtime_handler)}
     if os.path.exists(SELINUX):
         runtimes.Berth.extra = {**runtimes.Berth.extra, "selinux": True}

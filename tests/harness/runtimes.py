@@ -29,12 +29,21 @@ def tool(name):
 
 
 def handler(name):
-    """The OCI runtime of a handler of that name: as hack/versions says, else from PATH."""
+    """The OCI runtime of a handler of that name, as hack/versions says, else from PATH; with keys that it needs."""
     path = os.environ.get(name.upper()) or versions().get(name.upper(), "")
     path = path if os.access(path, os.X_OK) else shutil.which(name)
     if not path:
         sys.exit(f"missing tool: {name}; hack/install-peers brings it")
-    return path
+    # gVisor makes a sandbox for each container: those of a pod share its network only by sockets of the kernel's.
+    own = {"runsc": {"arguments": ["--platform=systrap", "--network=host", "--ignore-cgroups"]}}
+    return {"path": path, **own[name]} if name in own else path
+
+
+def toml(value):
+    """A value as TOML writes it, on one line."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(k)} = {toml(v)}" for k, v in value.items()) + " }"
+    return json.dumps(value)
 
 
 class Runtime:
@@ -46,7 +55,7 @@ class Runtime:
     kubelet_arguments = ()
     environment = {}
     extra = {}                 # more keys of the configuration: name to value
-    handlers = {}              # runtime handlers to configure: name to the path of an OCI runtime
+    handlers = {}              # runtime handlers to configure: name to the path of an OCI runtime, or to keys and values
 
     def __init__(self, work, certs, factor=1.0):
         tag = os.path.basename(work).rpartition("-")[2]
@@ -128,7 +137,9 @@ class Berth(Runtime):
         path = os.path.join(self.work, "berth.toml")
         with open(path, "w") as f:
             f.writelines(f"{key} = {json.dumps(value)}\n" for key, value in config.items())
-            f.writelines(f'[runtimes.{name}]\npath = "{program}"\n' for name, program in self.handlers.items())
+            for name, keys in self.handlers.items():
+                keys = keys if isinstance(keys, dict) else {"path": keys}
+                f.write(f"[runtimes.{name}]\n" + "".join(f"{key} = {toml(value)}\n" for key, value in keys.items()))
         self.kubelet_arguments = (f"--containerd={self.socket}",)
         return [program, "serve", "--config", path]
 

@@ -24,6 +24,7 @@ STEPS = {
     "userns-crun": [TESTS + "/userns/run.py", "--runtime-handler", "crun", *COMMON],
     "nri": [TESTS + "/nri/run.py", *COMMON],
     "volumes": [TESTS + "/volumes/run.py", *COMMON],
+    "handlers": [TESTS + "/handlers/run.py", *COMMON],
     "security": [TESTS + "/security/run.py", *COMMON],
     "selinux": [TESTS + "/selinux/run.py", *COMMON],
     "selinux-critest": [TESTS + "/critest/run.py", "SELinux", *COMMON],
