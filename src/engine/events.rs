@@ -5,7 +5,8 @@
 //! again after a restart of either side.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -38,14 +39,41 @@ struct Kept {
 pub(crate) struct Events {
     sender: broadcast::Sender<EngineEvent>,
     /// Its lock is what makes "nobody listens" and "kept" one step.
-    kept: Mutex<VecDeque<Kept>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    kept: VecDeque<Kept>,
+    /// Events that went out to listeners.
+    sent: u64,
+    /// How far each listener is, counted like `sent`.
+    heard: Vec<Weak<AtomicU64>>,
+}
+
+impl State {
+    /// Counts an event that goes out, and for each listener with a full backlog the one that it loses by that: also where it
+    /// never asks again.
+    fn count(&mut self) {
+        self.sent += 1;
+        let sent = self.sent;
+        self.heard.retain(|heard| {
+            let Some(heard) = heard.upgrade() else {
+                return false;
+            };
+            if sent - heard.load(Ordering::Relaxed).min(sent) > BACKLOG as u64 {
+                counters::EVENTS_DROPPED.add(1);
+            }
+            true
+        });
+    }
 }
 
 impl Default for Events {
     fn default() -> Self {
         Self {
             sender: broadcast::channel(BACKLOG).0,
-            kept: Mutex::default(),
+            state: Mutex::default(),
         }
     }
 }
@@ -64,6 +92,7 @@ pub(crate) enum Silence {
 pub(crate) struct Listener {
     first: VecDeque<EngineEvent>,
     live: broadcast::Receiver<EngineEvent>,
+    heard: Arc<AtomicU64>,
 }
 
 impl Listener {
@@ -76,9 +105,12 @@ impl Listener {
             return Ok(event);
         }
         match self.live.recv().await {
-            Ok(event) => Ok(event),
+            Ok(event) => {
+                self.heard.fetch_add(1, Ordering::Relaxed);
+                Ok(event)
+            }
             Err(RecvError::Lagged(lost)) => {
-                counters::EVENTS_DROPPED.add(lost);
+                self.heard.fetch_add(lost, Ordering::Relaxed);
                 Err(Silence::Lost(lost))
             }
             Err(RecvError::Closed) => Err(Silence::Ended),
@@ -90,15 +122,17 @@ impl Events {
     /// Tells everybody. Called in the order in which things happen to a pod.
     pub(crate) fn publish(&self, event: EngineEvent) {
         counters::EVENTS_PUBLISHED.add(1);
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         // It comes back when nobody listens.
         let Err(unheard) = self.sender.send(event) else {
+            state.count();
             return;
         };
+        let kept = &mut state.kept;
         let EngineEvent {
             id, kind, at, pod, ..
         } = unheard.0;
-        forget_old(&mut kept, at);
+        forget_old(kept, at);
         if kept.len() >= BACKLOG {
             kept.pop_front();
             counters::EVENTS_DROPPED.add(1);
@@ -108,11 +142,13 @@ impl Events {
 
     /// A listener; the first one gets what happened lately, with statuses of now.
     pub(crate) fn listen(&self, pods: &Table<PodId, Pod>) -> Listener {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        forget_old(&mut kept, Timestamp::now());
-        let unheard = std::mem::take(&mut *kept);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        forget_old(&mut state.kept, Timestamp::now());
+        let unheard = std::mem::take(&mut state.kept);
         let live = self.sender.subscribe();
-        drop(kept);
+        let heard = Arc::new(AtomicU64::new(state.sent));
+        state.heard.push(Arc::downgrade(&heard));
+        drop(state);
         let first = unheard.into_iter().map(|one| {
             let pod = pods.get(one.pod.id);
             EngineEvent {
@@ -129,6 +165,7 @@ impl Events {
         Listener {
             first: first.collect(),
             live,
+            heard,
         }
     }
 }
@@ -198,10 +235,13 @@ mod tests {
     async fn a_slow_listener_is_told_what_it_lost() {
         let (events, pods) = (Events::default(), Table::default());
         let (mut slow, mut quick) = (events.listen(&pods), events.listen(&pods));
+        let dropped = counters::EVENTS_DROPPED.get();
         for number in 0..BACKLOG + 5 {
             events.publish(event(number, now()));
             assert_eq!(quick.next().await.unwrap().id, number.to_string());
         }
+        // Counted before it asks.
+        assert!(counters::EVENTS_DROPPED.get() >= dropped + 5);
         assert_eq!(slow.next().await.unwrap_err(), Silence::Lost(5));
         drop(events);
         for _ in 0..BACKLOG {

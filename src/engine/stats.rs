@@ -17,6 +17,7 @@ use crate::engine::error::{EngineError, Result};
 use crate::engine::facade::{ContainerFigures, PodFigures};
 use crate::engine::pod::Pod;
 use crate::engine::state::Refused;
+use crate::runtime::cgroups::Readings;
 
 /// Readings closer than this do not make a new rate: the one before is repeated.
 const RATE_WINDOW: Duration = Duration::from_millis(500);
@@ -133,15 +134,16 @@ fn writable_layer(core: &Core, container: &Container) -> FilesystemUsage {
 /// Figures of one container.
 pub(super) fn container_figures(
     core: &Core,
+    readings: &mut Readings<'_>,
     container: &Container,
     scope: Scope,
 ) -> ContainerFigures {
-    let cgroup = core.lower.cgroups.stats(&container.cgroup(), scope);
+    let cgroup = readings.stats(&container.cgroup(), scope);
     let (usage_nano_cores, processes) = match scope {
         Scope::Usage => (container.lock().rate.reading(&cgroup), None),
         Scope::Pod | Scope::Everything => {
             let first = container.pid();
-            let processes = core.lower.cgroups.process_stats(&container.cgroup(), first);
+            let processes = readings.process_stats(&container.cgroup(), first);
             (None, Some(processes))
         }
     };
@@ -173,12 +175,13 @@ fn pods_figures(
     parents: &HashMap<String, usize>,
     scope: Scope,
 ) -> Vec<PodFigures> {
+    let mut readings = core.lower.cgroups.readings();
     let figures = pods.iter().map(|pod| {
         let others = parents.get(&pod.cgroup_parent).copied().unwrap_or(0) > 1;
         let ours = pod
             .cgroup_parent
             .starts_with(&format!("{}/", core.cgroup_root));
-        pod_figures(core, pod, scope, others || ours)
+        pod_figures(core, &mut readings, pod, scope, others || ours)
     });
     figures.collect()
 }
@@ -204,12 +207,18 @@ where
 }
 
 /// `shared`: the parent of the pod's cgroups is not its alone.
-fn pod_figures(core: &Core, pod: &Pod, scope: Scope, shared: bool) -> PodFigures {
+fn pod_figures(
+    core: &Core,
+    readings: &mut Readings<'_>,
+    pod: &Pod,
+    scope: Scope,
+    shared: bool,
+) -> PodFigures {
     let containers: Vec<_> = pod
         .containers()
         .iter()
         .filter(|container| container.status().state == ContainerState::Running)
-        .map(|container| container_figures(core, container, scope))
+        .map(|container| container_figures(core, readings, container, scope))
         // Who ended meanwhile is left out.
         .filter(|figures| figures.cgroup.cpu_usage_ns.is_some())
         .collect();
@@ -217,7 +226,7 @@ fn pod_figures(core: &Core, pod: &Pod, scope: Scope, shared: bool) -> PodFigures
         true => pod.pause_cgroup(),
         false => pod.cgroup_parent.clone(),
     };
-    let read = |scope| core.lower.cgroups.stats(&cgroup_path, scope);
+    let mut read = |scope| readings.stats(&cgroup_path, scope);
     let cgroup = match (scope, shared) {
         // Metrics tell of a pod's cgroup only where it has one.
         (Scope::Everything, true) => CgroupStats {
@@ -326,7 +335,14 @@ impl Engine {
         let container = self.core().container(id)?;
         let engine = self.clone();
         blocking("read stats", move || {
-            Ok(container_figures(engine.core(), &container, Scope::Usage))
+            let core = engine.core();
+            let mut readings = core.lower.cgroups.readings();
+            Ok(container_figures(
+                core,
+                &mut readings,
+                &container,
+                Scope::Usage,
+            ))
         })
         .await
     }
@@ -343,8 +359,10 @@ impl Engine {
         selected.retain(|container| container.status().state == ContainerState::Running);
         let engine = self.clone();
         read_each(selected, move |part| {
+            let core = engine.core();
+            let mut readings = core.lower.cgroups.readings();
             part.iter()
-                .map(|container| container_figures(engine.core(), container, Scope::Usage))
+                .map(|container| container_figures(core, &mut readings, container, Scope::Usage))
                 // Who ended meanwhile is left out.
                 .filter(|figures| figures.cgroup.cpu_usage_ns.is_some())
                 .collect()

@@ -83,6 +83,7 @@ impl Engine {
             }),
         };
         let spec = self.sandbox_spec(pod).await?;
+        let config = json!(pod.config_now());
         let info = json!({
             "pid": pid,
             "processStatus": if pid == 0 { "deleted" } else { "running" },
@@ -93,7 +94,10 @@ impl Engine {
             "runtimeSpec": spec,
             "cniResult": network,
             "cgroupParent": pod.cgroup_parent,
-            "config": pod.config_now(),
+            // Where containerd has them.
+            "overhead": { "linux": config["overhead"] },
+            "resources": { "linux": config["resources"] },
+            "config": config,
         });
         Ok(Info::from([("info".to_owned(), info.to_string())]))
     }

@@ -158,6 +158,30 @@ pub(crate) fn set_limit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     }
 }
 
+/// The soft limit of open files of another process.
+///
+/// # Errors
+/// The number of `prlimit64(2)`: `ESRCH` (it is gone), `EPERM` (its ids are not ours, and we lack `CAP_SYS_RESOURCE` in its
+/// user namespace).
+#[cfg(feature = "daemon")]
+pub(crate) fn open_files_limit(pid: u32) -> io::Result<u64> {
+    let mut limits = [0_u64; 2];
+    // SAFETY: the kernel writes two 64-bit numbers into the array and reads nothing.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_prlimit64,
+            pid,
+            libc::RLIMIT_NOFILE,
+            std::ptr::null::<u64>(),
+            limits.as_mut_ptr(),
+        )
+    };
+    match result {
+        0 => Ok(limits[0]),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// One instruction of a classic BPF program: code, jump if true, jump if false, constant.
 pub(crate) type Instruction = (u16, u8, u8, u32);
 

@@ -49,10 +49,19 @@ async fn streamed<O>(channel: &Channel, call: &str) -> Vec<O>
 where
     O: prost::Message + Default + Send + Sync + 'static,
 {
+    streamed_of(channel, call, Nothing {}).await
+}
+
+/// As [`streamed`], with a request, which has the fields of its List brother too.
+async fn streamed_of<I, O>(channel: &Channel, call: &str, request: I) -> Vec<O>
+where
+    I: prost::Message + Send + Sync + 'static,
+    O: prost::Message + Default + Send + Sync + 'static,
+{
     let mut to = Grpc::new(channel.clone());
     to.ready().await.unwrap();
-    let codec: ProstCodec<Nothing, O> = ProstCodec::default();
-    let request = Request::new(Nothing {});
+    let codec: ProstCodec<I, O> = ProstCodec::default();
+    let request = Request::new(request);
     let reply = to.server_streaming(request, path(call), codec).await;
     let mut stream = reply.unwrap().into_inner();
     let mut all = vec![];
@@ -150,6 +159,157 @@ async fn streams_give_what_lists_give() {
     daemon.stop();
 }
 
+fn chosen(id: &str, pod: &str, label: &str) -> v1::ListContainerStatsRequest {
+    let labels = [("tier".to_owned(), label.to_owned())];
+    v1::ListContainerStatsRequest {
+        filter: Some(v1::ContainerStatsFilter {
+            id: id.to_owned(),
+            pod_sandbox_id: pod.to_owned(),
+            label_selector: match label {
+                "" => std::collections::HashMap::new(),
+                _ => labels.into(),
+            },
+        }),
+    }
+}
+
+/// by id, pod and label, alone and together; the list and the stream choose alike.
+#[tokio::test]
+async fn figures_are_chosen_by_id_pod_and_label() {
+    let daemon = Daemon::start(&[]);
+    let (mut to, channel) = (daemon.clients().await, daemon.channel().await);
+    daemon.import(&archive::good(IMAGE)).unwrap();
+    let (mut pods, mut containers) = (vec![], vec![]);
+    for number in 0..2 {
+        let config = pod_config(&daemon, &format!("p{number}"));
+        let pod = run_pod(&mut to, config).await.unwrap();
+        for name in ["front", "back"] {
+            let mut config = container_config(name);
+            config.labels = [("tier".to_owned(), name.to_owned())].into();
+            let id = create(&mut to, &pod, config).await.unwrap();
+            start(&mut to, &id).await.unwrap();
+            containers.push(id);
+        }
+        pods.push(pod);
+    }
+    let [a, b, c, d] = &containers[..] else {
+        panic!("{containers:?}");
+    };
+    for (id, pod, label, wanted) in [
+        ("", "", "", vec![a, b, c, d]),
+        (a, "", "", vec![a]),
+        (&a[..12], "", "", vec![a]),
+        ("", &pods[1], "", vec![c, d]),
+        ("", "", "front", vec![a, c]),
+        ("", &pods[0], "back", vec![b]),
+        (a, &pods[1], "", vec![]),
+        (a, &pods[0], "back", vec![]),
+        ("0123abcd", "", "", vec![]),
+    ] {
+        let wanted = sorted(wanted.into_iter().cloned());
+        let request = chosen(id, pod, label);
+        let listed = to.runtime.list_container_stats(request.clone()).await;
+        let listed = listed.unwrap().into_inner().stats;
+        let ids = listed.into_iter().filter_map(|one| one.attributes);
+        assert_eq!(sorted(ids.map(|one| one.id)), wanted, "{id} {pod} {label}");
+        let call = "RuntimeService/StreamContainerStats";
+        let found: Vec<v1::ListContainerStatsResponse> = streamed_of(&channel, call, request).await;
+        let found = found.into_iter().flat_map(|one| one.stats);
+        let ids = found.filter_map(|one| one.attributes);
+        assert_eq!(sorted(ids.map(|one| one.id)), wanted, "{id} {pod} {label}");
+    }
+    for pod in &pods {
+        remove(&mut to, pod).await;
+    }
+    daemon.stop();
+}
+
+/// What a container or pod has used: CPU time and, for pods, names of their containers.
+fn used(pod: &v1::PodSandboxStats) -> (u64, Vec<String>) {
+    let linux = pod.linux.as_ref().unwrap();
+    let cpu = linux.cpu.as_ref().unwrap().usage_core_nano_seconds.unwrap();
+    let containers = linux.containers.iter();
+    let ids = containers.filter_map(|one| one.attributes.clone());
+    (cpu.value, sorted(ids.map(|one| one.id)))
+}
+
+/// one pod's figures are what the list says of it; errors of pods that have none.
+#[tokio::test]
+async fn figures_of_one_pod_and_of_all() {
+    let daemon = Daemon::start(&[]);
+    let (mut to, channel) = (daemon.clients().await, daemon.channel().await);
+    daemon.import(&archive::good(IMAGE)).unwrap();
+    let mut pods = vec![];
+    for number in 0..2 {
+        let mut config = pod_config(&daemon, &format!("p{number}"));
+        config
+            .labels
+            .insert("number".to_owned(), number.to_string());
+        let pod = run_pod(&mut to, config).await.unwrap();
+        let id = create(&mut to, &pod, container_config("c")).await.unwrap();
+        start(&mut to, &id).await.unwrap();
+        pods.push((pod, id));
+    }
+    let one = |id: &str| v1::PodSandboxStatsRequest {
+        pod_sandbox_id: id.to_owned(),
+    };
+    let filter = |id: &str, number: &str| v1::ListPodSandboxStatsRequest {
+        filter: Some(v1::PodSandboxStatsFilter {
+            id: id.to_owned(),
+            label_selector: match number {
+                "" => std::collections::HashMap::new(),
+                _ => [("number".to_owned(), number.to_owned())].into(),
+            },
+        }),
+    };
+    for (number, (pod, container)) in pods.iter().enumerate() {
+        let before = to.runtime.pod_sandbox_stats(one(pod)).await;
+        let before = before.unwrap().into_inner().stats.unwrap();
+        for request in [filter(pod, ""), filter("", &number.to_string())] {
+            let all = to.runtime.list_pod_sandbox_stats(request.clone()).await;
+            let all = all.unwrap().into_inner().stats;
+            let call = "RuntimeService/StreamPodSandboxStats";
+            let found: Vec<v1::ListPodSandboxStatsResponse> =
+                streamed_of(&channel, call, request).await;
+            let found: Vec<_> = found.into_iter().flat_map(|one| one.stats).collect();
+            let after = to.runtime.pod_sandbox_stats(one(pod)).await;
+            let after = after.unwrap().into_inner().stats.unwrap();
+            let (first, last) = (used(&before), used(&after));
+            for listed in [&all, &found] {
+                assert_eq!(listed.len(), 1);
+                assert_eq!(listed[0].attributes, before.attributes);
+                let (cpu, containers) = used(&listed[0]);
+                assert_eq!(containers, std::slice::from_ref(container));
+                assert!(
+                    (first.0..=last.0).contains(&cpu),
+                    "{first:?} {cpu} {last:?}"
+                );
+            }
+        }
+    }
+    let unknown = to.runtime.pod_sandbox_stats(one("0123abcd")).await;
+    refused(unknown, Code::NotFound, &["0123abcd"]);
+    let stop = v1::StopPodSandboxRequest {
+        pod_sandbox_id: pods[0].0.clone(),
+    };
+    to.runtime.stop_pod_sandbox(stop).await.unwrap();
+    let stopped = to.runtime.pod_sandbox_stats(one(&pods[0].0)).await;
+    refused(
+        stopped,
+        Code::FailedPrecondition,
+        &[&pods[0].0, "not ready"],
+    );
+    let both = to
+        .runtime
+        .list_pod_sandbox_stats(filter(&pods[0].0, "1"))
+        .await;
+    assert_eq!(both.unwrap().into_inner().stats, []);
+    for (pod, _) in &pods {
+        remove(&mut to, pod).await;
+    }
+    daemon.stop();
+}
+
 /// noted, shown, on disk; and refused where there is nothing to note it of.
 #[tokio::test]
 async fn limits_of_a_pod_are_noted() {
@@ -187,6 +347,8 @@ async fn limits_of_a_pod_are_noted() {
     let config = &info["config"];
     assert_eq!(config["overhead"]["cpu_shares"], 11, "{config}");
     assert_eq!(config["resources"]["cpu_shares"], 22, "{config}");
+    assert_eq!(info["overhead"]["linux"]["cpu_shares"], 11, "{info}");
+    assert_eq!(info["resources"]["linux"]["cpu_shares"], 22, "{info}");
     let records = std::fs::read_dir(daemon.path("root/pods"))
         .unwrap()
         .flatten();
@@ -204,7 +366,9 @@ async fn limits_of_a_pod_are_noted() {
 /// a client that asks for events and never reads them holds up nobody, and is told of its loss.
 #[tokio::test]
 async fn a_listener_that_never_reads() {
-    let daemon = Daemon::start(&[]);
+    let address = free_address();
+    let line = format!("metrics_address = \"{address}\"");
+    let daemon = Daemon::start(&[&line]);
     let mut to = daemon.clients().await;
     daemon.import(&archive::good(IMAGE)).unwrap();
     let pod = run_pod(&mut to, pod_config(&daemon, "events"))
@@ -230,6 +394,13 @@ async fn a_listener_that_never_reads() {
         start(&mut to, &last).await.unwrap();
         to.runtime.remove_container(request).await.unwrap();
     }
+    // Counted although it has not asked again.
+    let (_, text) = http(address, "GET /metrics");
+    let dropped = text
+        .lines()
+        .find_map(|line| line.strip_prefix("berth_events_dropped_total "));
+    let dropped: u64 = dropped.unwrap().parse().unwrap();
+    assert!(dropped > 0, "{text}");
     let mut heard = 0;
     let loss = loop {
         match stream.message().await {
@@ -266,6 +437,12 @@ async fn a_listener_that_never_reads() {
     daemon.stop();
 }
 
+/// Where nobody listens at this moment.
+fn free_address() -> SocketAddr {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    free.local_addr().unwrap()
+}
+
 /// One request over a connection of its own: status line and body.
 fn http(address: SocketAddr, request: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).unwrap();
@@ -280,9 +457,7 @@ fn http(address: SocketAddr, request: &str) -> (String, String) {
 /// O-01, O-02: counters of calls, events and objects, in a form that Prometheus reads.
 #[tokio::test]
 async fn the_daemons_own_metrics() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = free.local_addr().unwrap();
-    drop(free);
+    let address = free_address();
     let line = format!("metrics_address = \"{address}\"");
     let daemon = Daemon::start(&[&line]);
     let mut to = daemon.clients().await;

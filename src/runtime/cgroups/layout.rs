@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::devices::{self, DeviceRule};
-use super::{CgroupDirs, CgroupError, file_error, files, kill, limits, open_files, stats};
+use super::reader::Readings;
+use super::{CgroupDirs, CgroupError, file_error, files, kill, limits};
 use crate::base::container::Resources;
-use crate::base::stats::{CgroupStats, ProcessStats, Scope};
+use crate::base::stats::{CgroupStats, Scope};
 use crate::runtime::plan::CgroupJoin;
 
 /// Version of the cgroup interface in use.
@@ -241,15 +242,14 @@ impl Cgroups {
         mkdir(directory)
     }
 
-    /// Figures of cgroup `path`; what it does not offer is absent.
-    pub(crate) fn stats(&self, path: &str, scope: Scope) -> CgroupStats {
-        stats::read(self, path, scope)
+    /// What reads the figures of one cgroup after another. It holds directories open: not to be kept.
+    pub(crate) fn readings(&self) -> Readings<'_> {
+        Readings::new(self)
     }
 
-    /// The processes of cgroup `path`, and what they have open. `first`: pid of the container's own
-    /// process, 0: there is none.
-    pub(crate) fn process_stats(&self, path: &str, first: u32) -> ProcessStats {
-        open_files::of(self, path, first)
+    /// Figures of cgroup `path` alone, as [`Readings::stats`].
+    pub(crate) fn stats(&self, path: &str, scope: Scope) -> CgroupStats {
+        self.readings().stats(path, scope)
     }
 
     /// Host pids of the cgroup and those below it.

@@ -36,6 +36,8 @@ use std::path::{Path, PathBuf};
 
 #[cfg(feature = "daemon")]
 pub(crate) use layout::{Cgroups, Version};
+#[cfg(feature = "daemon")]
+pub(crate) use reader::Readings;
 
 #[cfg(test)]
 pub(crate) use kill::kill;

@@ -1,12 +1,13 @@
-//! Reads the small files of one cgroup directory after another through the same two buffers.
+//! Reads the small files of one cgroup after another through the same buffers and directories.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::OnceLock;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 
-use super::Cgroups;
+use super::{Cgroups, open_files, stats};
+use crate::base::stats::{CgroupStats, ProcessStats, Scope};
 
 /// Longer than any file of figures: the longest is `memory.stat`, about 2 KiB. Lists of pids may be longer.
 const CAPACITY: usize = 8 * 1024;
@@ -16,71 +17,141 @@ const MOST: usize = 1024 * 1024;
 const ALL_AT_ONCE: usize = 2048;
 const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC);
 
-/// A directory to read from, and what was read last.
+/// Most directories that are kept open: a pod's parents, one for each hierarchy of v1.
+const PARENTS: usize = 12;
+
+/// A cgroup to read from, and what was read last.
 ///
-/// A path of a cgroup has many parts, and the kernel asks the filesystem about each: where several files
-/// are read, they are opened from their directory.
+/// A path of a cgroup has many parts, and the kernel asks the filesystem about each: files are opened from the
+/// directory *above* their cgroup, which stays open for the brothers that are read next.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
-    directory: Option<OwnedFd>,
+    parents: Vec<Parent>,
+    /// Index of the current one; absent: there is no such cgroup.
+    at: Option<usize>,
+    /// Which is given up next where there are too many.
+    oldest: usize,
+    /// `NAME/` of the cgroup, then the file's.
     path: Vec<u8>,
+    /// Bytes of `path` that are the cgroup's.
+    stem: usize,
     text: Vec<u8>,
 }
 
-impl Reader {
-    /// Goes to the directory of cgroup `path` for `controller`. False: there is none.
-    pub(super) fn enter(&mut self, cgroups: &Cgroups, controller: &str, path: &str) -> bool {
-        if !self.place(cgroups, controller, path) {
-            return false;
+/// Reads the figures of one cgroup after another.
+#[derive(Debug)]
+pub(crate) struct Readings<'a> {
+    cgroups: &'a Cgroups,
+    reader: Reader,
+}
+
+impl<'a> Readings<'a> {
+    pub(super) fn new(cgroups: &'a Cgroups) -> Self {
+        Self {
+            cgroups,
+            reader: Reader::default(),
         }
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        self.directory = rustix::fs::open(&self.path[..], flags, Mode::empty()).ok();
-        self.directory.is_some()
     }
 
-    /// The file of that name in the directory, without the end of the last line; empty: it is not there,
+    /// Figures of cgroup `path`; what it does not offer is absent, and everything where it is gone.
+    pub(crate) fn stats(&mut self, path: &str, scope: Scope) -> CgroupStats {
+        stats::read(self.cgroups, path, &mut self.reader, scope)
+    }
+
+    /// The processes of cgroup `path`, and what they have open. `first`: pid of the container's own
+    /// process, 0: there is none.
+    pub(crate) fn process_stats(&mut self, path: &str, first: u32) -> ProcessStats {
+        open_files::of(self.cgroups, path, first, &mut self.reader)
+    }
+}
+
+/// A directory that holds cgroups.
+#[derive(Debug)]
+struct Parent {
+    path: Vec<u8>,
+    directory: OwnedFd,
+}
+
+impl Reader {
+    /// Goes to cgroup `path` for `controller`. False: there is no such controller, or nothing above the cgroup; the cgroup
+    /// itself is not looked for, its files are just not there.
+    pub(super) fn enter(&mut self, cgroups: &Cgroups, controller: &str, path: &str) -> bool {
+        self.at = None;
+        let Some(mount) = cgroups.mount(controller) else {
+            return false;
+        };
+        let path = path.trim_matches('/');
+        let (above, name) = match path.rsplit_once('/') {
+            Some((above, name)) => (above, name),
+            None => ("", path),
+        };
+        self.path.clear();
+        self.path.extend_from_slice(mount.as_os_str().as_bytes());
+        if !above.is_empty() {
+            self.path.push(b'/');
+            self.path.extend_from_slice(above.as_bytes());
+        }
+        self.at = self.parent();
+        self.path.clear();
+        // The root of the hierarchy has no name.
+        self.path
+            .extend_from_slice(if name.is_empty() { "." } else { name }.as_bytes());
+        self.path.push(b'/');
+        self.stem = self.path.len();
+        self.at.is_some()
+    }
+
+    /// The open directory whose path is in `self.path`.
+    fn parent(&mut self) -> Option<usize> {
+        let known = |parent: &Parent| parent.path == self.path;
+        if let Some(index) = self.parents.iter().position(known) {
+            return Some(index);
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(&self.path[..], flags, Mode::empty()).ok()?;
+        let path = self.path.clone();
+        let parent = Parent { path, directory };
+        if self.parents.len() < PARENTS {
+            self.parents.push(parent);
+            return Some(self.parents.len() - 1);
+        }
+        let index = self.oldest;
+        self.oldest = (index + 1) % PARENTS;
+        self.parents[index] = parent;
+        Some(index)
+    }
+
+    /// The file of that name in the cgroup, without the end of the last line; empty: it is not there,
     /// or cannot be read.
     pub(super) fn read(&mut self, name: &str) -> &[u8] {
-        let opened = match &self.directory {
-            Some(directory) => rustix::fs::openat(directory, name, FLAGS, Mode::empty()),
+        self.path.truncate(self.stem);
+        self.path.extend_from_slice(name.as_bytes());
+        let opened = match self.at {
+            Some(index) => {
+                let directory = &self.parents[index].directory;
+                rustix::fs::openat(directory, &self.path[..], FLAGS, Mode::empty())
+            }
             None => Err(rustix::io::Errno::NOENT),
         };
         self.fill(opened)
     }
 
-    /// One file of cgroup `path`, as [`Reader::read`].
-    pub(super) fn read_one(
-        &mut self,
-        cgroups: &Cgroups,
-        controller: &str,
-        path: &str,
-        name: &str,
-    ) -> &[u8] {
-        if !self.place(cgroups, controller, path) {
-            return &[];
-        }
-        self.path.push(b'/');
-        self.path.extend_from_slice(name.as_bytes());
-        let opened = rustix::fs::open(&self.path[..], FLAGS, Mode::empty());
-        self.fill(opened)
+    /// Whether the cgroup has others below it; false where it is gone.
+    pub(super) fn has_children(&mut self) -> bool {
+        self.path.truncate(self.stem);
+        let Some(index) = self.at else {
+            return false;
+        };
+        let directory = &self.parents[index].directory;
+        let status = rustix::fs::statat(directory, &self.path[..], AtFlags::empty());
+        // Every cgroup has two links, and one more for each below it.
+        status.is_ok_and(|status| status.st_nlink > 2)
     }
 
     /// A file by its path, as [`Reader::read`].
     pub(super) fn read_path(&mut self, path: &str) -> &[u8] {
         let opened = rustix::fs::open(path, FLAGS, Mode::empty());
         self.fill(opened)
-    }
-
-    fn place(&mut self, cgroups: &Cgroups, controller: &str, path: &str) -> bool {
-        let Some(mount) = cgroups.mount(controller) else {
-            return false;
-        };
-        self.path.clear();
-        self.path.extend_from_slice(mount.as_os_str().as_bytes());
-        self.path.push(b'/');
-        self.path
-            .extend_from_slice(path.trim_start_matches('/').as_bytes());
-        true
     }
 
     /// Reads a file in one or, where it is long, several reads.
@@ -216,5 +287,6 @@ mod tests {
         assert_eq!(reader.read_path(&path("short")), b"12");
         assert_eq!(reader.read_path(&path("none")), b"");
         assert_eq!(reader.read("short"), b"");
+        assert!(!reader.has_children());
     }
 }

@@ -13,19 +13,23 @@ const UNLIMITED_V1: u64 = 0x7000_0000_0000_0000;
 const TICK_NS: u64 = 10_000_000;
 
 /// Reads the figures of cgroup `path`.
-pub(super) fn read(cgroups: &Cgroups, path: &str, scope: Scope) -> CgroupStats {
+pub(super) fn read(
+    cgroups: &Cgroups,
+    path: &str,
+    reader: &mut Reader,
+    scope: Scope,
+) -> CgroupStats {
     let mut stats = CgroupStats {
         timestamp: Timestamp::now(),
         ..CgroupStats::default()
     };
-    let mut reader = Reader::default();
     match cgroups.version() {
         Version::V2 => {
             if reader.enter(cgroups, "", path) {
-                read_v2(&mut reader, &mut stats, scope);
+                read_v2(reader, &mut stats, scope);
             }
         }
-        Version::V1 => read_v1(cgroups, path, &mut reader, &mut stats, scope),
+        Version::V1 => read_v1(cgroups, path, reader, &mut stats, scope),
     }
     stats
 }
@@ -106,10 +110,10 @@ fn rest_of_v2(at: &mut Reader, stats: &mut CgroupStats) {
 }
 
 fn read_v1(cgroups: &Cgroups, path: &str, at: &mut Reader, stats: &mut CgroupStats, scope: Scope) {
-    if scope == Scope::Usage {
-        stats.cpu_usage_ns = number(at.read_one(cgroups, "cpuacct", path, "cpuacct.usage"));
-    } else if at.enter(cgroups, "cpuacct", path) {
+    if at.enter(cgroups, "cpuacct", path) {
         stats.cpu_usage_ns = number(at.read("cpuacct.usage"));
+    }
+    if scope != Scope::Usage {
         each(at.read("cpuacct.stat"), |key, value| match key {
             b"user" => stats.cpu_user_ns = value.checked_mul(TICK_NS),
             b"system" => stats.cpu_system_ns = value.checked_mul(TICK_NS),
@@ -123,13 +127,14 @@ fn read_v1(cgroups: &Cgroups, path: &str, at: &mut Reader, stats: &mut CgroupSta
     if at.enter(cgroups, "memory", path) {
         read_v1_memory(at, stats, scope);
     }
-    if scope != Scope::Everything {
-        stats.pids = number(at.read_one(cgroups, "pids", path, "pids.current"));
-        return;
-    }
     if at.enter(cgroups, "pids", path) {
         stats.pids = number(at.read("pids.current"));
-        stats.pids_limit = number(at.read("pids.max"));
+        if scope == Scope::Everything {
+            stats.pids_limit = number(at.read("pids.max"));
+        }
+    }
+    if scope != Scope::Everything {
+        return;
     }
     if at.enter(cgroups, "cpu", path) {
         each(at.read("cpu.stat"), |key, value| match key {

@@ -358,7 +358,7 @@ fn life_of_a_cgroup() {
     assert!(cgroups.version() == Version::V2 || stats.cpu_psi.is_none());
     let usage = cgroups.stats(&path, Scope::Usage);
     assert!(usage.memory_peak.is_none() && usage.memory_rss.is_some());
-    let processes = cgroups.process_stats(&path, child.id());
+    let processes = cgroups.readings().process_stats(&path, child.id());
     assert_eq!(processes.processes, 1);
     assert!(
         processes.descriptors >= 3 && processes.sockets == Some(0),
