@@ -113,6 +113,15 @@ fn render(engine: &Engine) -> String {
     objects(engine, &mut out);
     counters::render(&mut out);
     calls::render(&mut out);
+    let family = "berth_tasks";
+    head(
+        &mut out,
+        family,
+        "gauge",
+        "Tasks of the daemon that have not ended.",
+    );
+    let tasks = tokio::runtime::Handle::current().metrics();
+    sample(&mut out, family, "", tasks.num_alive_tasks());
     process(&mut out);
     out
 }

@@ -123,6 +123,15 @@ pub(crate) enum EngineError {
         /// Why it could not be undone.
         failures: String,
     },
+    /// An attached client did not take the output as fast as it came, and nobody waits for one.
+    #[error(
+        "attach to container {id}: the output ends here because the client reads it more slowly than it comes; all of it is in the \
+         container's log"
+    )]
+    TooSlow {
+        /// Full id.
+        id: String,
+    },
     /// The daemon is shutting down, or the work was given up.
     #[error("{what} was given up: berth is shutting down, try again")]
     GivenUp {
@@ -146,6 +155,7 @@ impl HasKind for EngineError {
             }
             Self::Store(error) => error.kind(),
             Self::Timeout { .. } => Kind::DeadlineExceeded,
+            Self::TooSlow { .. } => Kind::ResourceExhausted,
             Self::GivenUp { .. } => Kind::Unavailable,
             Self::Joined(error) => error.kind(),
         }

@@ -89,6 +89,15 @@ pub(crate) enum MonitorError {
         /// Which call.
         call: &'static str,
     },
+    /// The output of the commands that ran at the same time is more than the daemon holds.
+    #[error(
+        "the output was not kept: all commands that run now may have berth hold {} MiB; run fewer at a time, or stream it",
+        limit >> 20
+    )]
+    NoRoom {
+        /// Bytes.
+        limit: usize,
+    },
     /// A plan cannot be encoded.
     #[error("encode the plan")]
     Plan {
@@ -132,6 +141,7 @@ impl HasKind for MonitorError {
         match self {
             Self::Lost { .. } | Self::Connect { .. } => Kind::Unavailable,
             Self::Deadline { .. } => Kind::DeadlineExceeded,
+            Self::NoRoom { .. } => Kind::ResourceExhausted,
             Self::Refused { fault, .. } => match (fault.stage.as_str(), fault.errno) {
                 ("monitor", 0) => Kind::FailedPrecondition,
                 (_, 110) => Kind::DeadlineExceeded,

@@ -32,6 +32,8 @@ const DRAIN: Duration = Duration::from_secs(1);
 const DIAL: Duration = Duration::from_secs(10);
 /// Bytes read at once.
 const CHUNK: usize = 32 << 10;
+/// How far an attached client may be behind each output, in bytes, beside what is on its way to it.
+const BEHIND: usize = 1 << 20;
 
 impl Engine {
     /// The full id of a running container, for Exec and Attach.
@@ -96,12 +98,17 @@ impl Engine {
             mut gone,
         } = stdio;
         let terminal = container.config.tty;
-        let (out, out_to) = fd::pipe().map_err(EngineError::io("make a pipe"))?;
-        let (err, err_to) = fd::pipe().map_err(EngineError::io("make a pipe"))?;
+        let pipe = || fd::pipe().map_err(EngineError::io("make a pipe"));
+        let ((out, out_to), (err, err_to), (news, news_to)) = (pipe()?, pipe()?, pipe()?);
+        for wide in [&out, &err] {
+            // Where the node forbids it, a client is cut off sooner.
+            let _best_effort = fd::set_pipe_size(wide.as_fd(), BEHIND).is_err();
+        }
+        fd::set_nonblocking(news.as_fd(), true).map_err(EngineError::io("make a pipe"))?;
         let copies = if terminal {
-            vec![out_to]
+            vec![out_to, news_to]
         } else {
-            vec![out_to, err_to]
+            vec![out_to, err_to, news_to]
         };
         let input = monitor
             .attach(container.id, copies, stdin.is_some())
@@ -131,8 +138,12 @@ impl Engine {
             tokio::join!(drain(out, stdout, exited.clone()), stderr)
         };
         tokio::select! {
-            // The outputs end with the container.
-            _ends = outputs => {}
+            // The outputs end with the container, or because the client is too slow for them.
+            _ends = outputs => {
+                if fd::read(news.as_fd(), &mut [0]).is_ok_and(|count| count > 0) {
+                    return Err(EngineError::TooSlow { id });
+                }
+            }
             () = feed => {}
             () = sizes => {}
             () = gone.wait() => {}

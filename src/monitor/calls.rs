@@ -309,6 +309,7 @@ impl Monitor<'_> {
             terminal: new.stdio.terminal,
             log,
             outputs,
+            attached: Vec::new(),
             memory_cgroup: new.memory_cgroup,
             kill_cgroup: new.kill_cgroup,
             started_at: Timestamp(0),

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::base::clock::Timestamp;
 use crate::base::id::ContainerId;
+use crate::monitor::attach::Attached;
 use crate::monitor::child::{Child, Phase, check, fault};
 use crate::monitor::external::External;
 use crate::monitor::link::Asked;
@@ -64,6 +65,8 @@ pub(crate) struct Container {
     pub(crate) log: LogFile,
     /// What is read for the log.
     pub(crate) outputs: Vec<Output>,
+    /// Who gets a copy of it.
+    pub(crate) attached: Vec<Attached>,
     /// Where OOM kills are counted.
     pub(crate) memory_cgroup: PathBuf,
     /// Who is killed with it.
@@ -90,7 +93,6 @@ pub(crate) struct Output {
     source: Source,
     fd: Option<OwnedFd>,
     pending: Pending,
-    copies: Vec<OwnedFd>,
 }
 
 /// Steps of an end.
@@ -117,14 +119,7 @@ impl Output {
             source,
             fd: Some(reader),
             pending: Pending::default(),
-            copies: Vec::new(),
         })
-    }
-
-    /// Gives every reader of a copy these bytes; one that cannot take them all at once is dropped.
-    fn copy(&mut self, bytes: &[u8]) {
-        self.copies
-            .retain(|copy| fd::write(copy.as_fd(), bytes).is_ok_and(|count| count == bytes.len()));
     }
 }
 
@@ -166,7 +161,10 @@ impl Container {
                 Ok(0) => return self.end_output(index),
                 Ok(count) => {
                     let bytes = &buffers.read[..count];
-                    output.copy(bytes);
+                    for attached in &mut self.attached {
+                        attached.copy(index, bytes);
+                    }
+                    self.attached.retain(|attached| !attached.is_over());
                     let (source, pending) = (output.source, &mut output.pending);
                     let at = Timestamp::now();
                     self.log
@@ -198,8 +196,19 @@ impl Container {
             self.log
                 .end(output.source, &mut output.pending, Timestamp::now());
             output.fd = None;
-            output.copies = Vec::new();
         }
+        for attached in &mut self.attached {
+            attached.end(index);
+        }
+        self.attached.retain(|attached| !attached.is_over());
+    }
+
+    /// Forgets clients that have left. Who is attached to a silent container is never written to.
+    pub(crate) fn forget_left(&mut self) {
+        for attached in &mut self.attached {
+            attached.close_unread();
+        }
+        self.attached.retain(|attached| !attached.is_over());
     }
 
     /// Does what has waited for its time: a blocked log, a terminal that was hung up.
@@ -333,26 +342,22 @@ impl Container {
             .map_err(|error| fault("open", "log", &error))
     }
 
-    /// Copies of the output from now on go to `copies` (stdout, stderr; one of a terminal). The descriptor
-    /// to write stdin to, where it is wanted and there is one.
+    /// Copies of the output from now on go to the first of these (stdout, stderr; one of a terminal), the news of being
+    /// cut off to the one after. The descriptor to write stdin to, where it is wanted and there is one.
     ///
     /// # Errors
     /// The container does not run, or a descriptor cannot be used.
     pub(crate) fn attach(
         &mut self,
-        copies: Vec<OwnedFd>,
+        descriptors: Vec<OwnedFd>,
         stdin: bool,
     ) -> Result<Option<OwnedFd>, Fault> {
         if !matches!(self.child.phase, Phase::Running) {
             return Err(check("the container does not run"));
         }
-        for copy in &copies {
-            fd::set_nonblocking(copy.as_fd(), true)
-                .map_err(|error| fault("fcntl", "O_NONBLOCK", &error))?;
-        }
-        for (output, copy) in self.outputs.iter_mut().zip(copies) {
-            output.copies.push(copy);
-        }
+        let attached = Attached::new(descriptors, self.outputs.len())
+            .map_err(|error| fault("fcntl", "O_NONBLOCK", &error))?;
+        self.attached.push(attached);
         if !stdin {
             return Ok(None);
         }

@@ -10,6 +10,7 @@
 //! daemon connects to `DIR/monitor.sock` and gets a `State`. Only the protocol (or SIGKILL) ends it; an idle
 //! one, which has no pod yet, ends with the daemon. What it deliberately does not do: decide anything, read a plan
 //! (the cloned child does, so that its memory goes with the exec), create or remove cgroups.
+mod attach;
 mod calls;
 mod cgroup;
 mod child;

@@ -139,9 +139,9 @@ pub(crate) enum Call {
         exec: u64,
     },
     /// Descriptor of the container's stdin pipe or pty master for attach, and a copy of the output from now
-    /// on: the passed descriptors (stdout, stderr or only one with a tty) get every byte; a slow reader's
-    /// copy is dropped, never the log. Reply: `Done` with stdin as descriptor where it is wanted and the container
-    /// has one.
+    /// on: the passed descriptors (stdout, stderr or only one with a tty) get every byte. A reader whose pipe cannot
+    /// take a piece of output at once is cut off, never the log: one byte comes from the descriptor passed after those, then
+    /// all its copies end. Reply: `Done` with stdin as descriptor where it is wanted and the container has one.
     Attach {
         /// Container.
         id: ContainerId,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::base::clock::Timestamp;
 use crate::base::id::PodId;
+use crate::monitor::attach::Attached;
 use crate::monitor::child::{Child, Phase, Said, check};
 use crate::monitor::container::{Buffers, Container};
 use crate::monitor::external::Helper;
@@ -31,6 +32,7 @@ enum Ready {
     Sandbox,
     Container(usize),
     Output(usize, usize),
+    Attached(usize),
     Exec(usize),
 }
 
@@ -139,6 +141,7 @@ impl<'a> Monitor<'a> {
                     Ready::Output(container, index) => {
                         self.containers[container].read(index, self.buffers, now);
                     }
+                    Ready::Attached(container) => self.containers[container].forget_left(),
                     Ready::Container(index) => self.hear_container(index),
                     Ready::Sandbox => self.hear_sandbox(),
                     Ready::Exec(index) => self.hear_exec(index),
@@ -166,6 +169,9 @@ impl<'a> Monitor<'a> {
                 if let Some(fd) = container.poll(index, now) {
                     add(Ready::Output(at, index), fd, PollFlags::IN);
                 }
+            }
+            for pipe in container.attached.iter().flat_map(Attached::pipes) {
+                add(Ready::Attached(at), pipe, PollFlags::empty());
             }
             if let Some(control) = speaking(&container.child) {
                 add(Ready::Container(at), control.as_fd(), PollFlags::IN);

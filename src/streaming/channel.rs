@@ -1,8 +1,14 @@
 //! The ends of a session's streams, whatever the transport: bytes in, bytes out, terminal sizes, and the
 //! news that the client is gone.
 
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::Instant;
 
 /// Size of a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,20 +19,130 @@ pub(crate) struct Size {
     pub(crate) height: u16,
 }
 
+/// Bytes that one connection may hold for readers that lag, all its streams together. A single piece that is larger
+/// waits until it is alone.
+const BUDGET: usize = 4 << 20;
+/// What a piece costs beside its bytes, generously.
+const PIECE: usize = 128;
+/// Between two beats while the connection is not read.
+const BEAT: Duration = Duration::from_secs(2);
+
+/// What the inputs of one connection may hold together. Clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct Budget(Arc<Semaphore>);
+
+impl Budget {
+    /// For a new connection.
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Semaphore::new(BUDGET)))
+    }
+}
+
+#[derive(Debug)]
+struct Piece {
+    bytes: Bytes,
+    held: OwnedSemaphorePermit,
+}
+
 /// Bytes from the client. Bounded: a reader that lags holds the client back.
 #[derive(Debug)]
-pub(crate) struct Input(mpsc::Receiver<Bytes>);
+pub(crate) struct Input {
+    pieces: mpsc::Receiver<Piece>,
+    /// For the piece that the reader has now.
+    held: Option<OwnedSemaphorePermit>,
+}
+
+/// The end that fills an [`Input`]; dropping all of its clones is the end of the stream.
+#[derive(Clone, Debug)]
+pub(super) struct InputEnd {
+    pieces: mpsc::Sender<Piece>,
+    budget: Budget,
+}
 
 impl Input {
-    /// An input and the end that fills it; dropping that end is the end of the stream.
-    pub(super) fn new() -> (mpsc::Sender<Bytes>, Self) {
-        let (sender, receiver) = mpsc::channel(8);
-        (sender, Self(receiver))
+    /// An input of a connection, and the end that fills it.
+    pub(super) fn new(budget: &Budget) -> (InputEnd, Self) {
+        let (pieces, queue) = mpsc::channel(8);
+        let end = InputEnd {
+            pieces,
+            budget: budget.clone(),
+        };
+        let input = Self {
+            pieces: queue,
+            held: None,
+        };
+        (end, input)
     }
 
-    /// The next bytes; `None`: the client has closed this stream or is gone. Cancel-safe.
+    /// The next bytes; `None`: the client has closed this stream or is gone. Those before count as done with.
+    /// Cancel-safe.
     pub(crate) async fn recv(&mut self) -> Option<Bytes> {
-        self.0.recv().await
+        self.held = None;
+        let Piece { bytes, held } = self.pieces.recv().await?;
+        self.held = Some(held);
+        Some(bytes)
+    }
+}
+
+impl InputEnd {
+    /// Hands on bytes; waits while their reader, or others of this connection, lag.
+    ///
+    /// # Errors
+    /// [`Closed`]: nobody reads this input any more.
+    pub(super) async fn send(&self, bytes: Bytes) -> Result<(), Closed> {
+        let place = self.pieces.reserve().await.map_err(|_left| Closed)?;
+        let cost = u32::try_from((bytes.len() + PIECE).min(BUDGET)).unwrap_or(u32::MAX);
+        let held = tokio::select! {
+            held = Arc::clone(&self.budget.0).acquire_many_owned(cost) => held.map_err(|_closed| Closed)?,
+            () = self.pieces.closed() => return Err(Closed),
+        };
+        place.send(Piece { bytes, held });
+        Ok(())
+    }
+}
+
+/// Does what holds the reading of a connection back. Its end is not seen meanwhile, be it that it waits behind what was not
+/// read; so `beat` sends something from time to time that needs no answer. To that the kernel of a client that has ended
+/// answers with a reset, and the writer fails. Cancel-safe as far as `work` is.
+pub(super) async fn while_beating<T>(work: impl Future<Output = T>, beat: impl Fn()) -> T {
+    tokio::pin!(work);
+    let mut beats = tokio::time::interval_at(Instant::now() + BEAT, BEAT);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            _now = beats.tick() => beat(),
+        }
+    }
+}
+
+/// When something last went over a connection, in either direction. Clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct Activity(Arc<(Instant, AtomicU64)>);
+
+impl Activity {
+    /// Something goes now.
+    pub(super) fn new() -> Self {
+        Self(Arc::new((Instant::now(), AtomicU64::new(0))))
+    }
+
+    /// Something goes now.
+    pub(super) fn touch(&self) {
+        let (start, last) = &*self.0;
+        let now = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        last.store(now, Ordering::Relaxed);
+    }
+
+    /// Waits until nothing has gone for this long. Cancel-safe.
+    pub(super) async fn silence(&self, limit: Duration) {
+        let (start, last) = &*self.0;
+        loop {
+            let until = *start + Duration::from_millis(last.load(Ordering::Relaxed)) + limit;
+            if until <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(until).await;
+        }
     }
 }
 

@@ -2,13 +2,16 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Endpoint, Limits, Sessions, StreamRequest, port_forward, remote_command, websocket};
 use crate::base::tasks::Tasks;
@@ -18,6 +21,13 @@ pub(super) const SPDY: &str = "SPDY/3.1";
 /// Protocols of a session over SPDY, in both directions.
 static STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
 static WEBSOCKET_PROTOCOL: HeaderName = HeaderName::from_static("sec-websocket-protocol");
+
+/// A client whose machine is gone is asked after when nothing has come for this long,
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// then every so often,
+const KEEP_ALIVE_AGAIN: Duration = Duration::from_secs(10);
+/// so many times, before the connection counts as broken.
+const KEEP_ALIVE_COUNT: u32 = 6;
 
 /// What every connection needs.
 #[derive(Clone)]
@@ -39,37 +49,56 @@ pub(super) enum Transport {
 
 /// Accepts connections for ever.
 pub(super) async fn serve(listener: TcpListener, site: Site) {
+    let room = Arc::new(Semaphore::new(site.limits.unanswered));
     loop {
         match listener.accept().await {
-            Ok((socket, _peer)) => {
-                let tasks = site.tasks.clone();
-                drop(tasks.spawn(connection(socket, site.clone())));
-            }
+            Ok((socket, _peer)) => match Arc::clone(&room).try_acquire_owned() {
+                Ok(place) => {
+                    let tasks = site.tasks.clone();
+                    drop(tasks.spawn(connection(socket, site.clone(), place)));
+                }
+                Err(_full) => tracing::debug!("too many streaming connections without a request"),
+            },
             Err(error) => {
                 // Out of descriptors, say: others may free some.
                 tracing::warn!(%error, "streaming connection not accepted");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }
 }
 
-async fn connection(socket: TcpStream, site: Site) {
-    if let Err(error) = socket.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY not set");
+fn set_options(socket: &TcpStream) -> std::io::Result<()> {
+    socket.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, KEEP_ALIVE)?;
+    sockopt::set_tcp_keepintvl(socket, KEEP_ALIVE_AGAIN)?;
+    Ok(sockopt::set_tcp_keepcnt(socket, KEEP_ALIVE_COUNT)?)
+}
+
+/// Answers what comes on a connection, as long as no answer is an upgrade; the session owns the connection then.
+async fn connection(socket: TcpStream, site: Site, place: OwnedSemaphorePermit) {
+    if let Err(error) = set_options(&socket) {
+        tracing::debug!(%error, "streaming socket without its options");
     }
+    let patience = site.limits.creation;
     let service = service_fn(move |request| {
         let site = site.clone();
         async move { Ok::<_, Infallible>(answer(request, &site)) }
     });
-    let server = hyper::server::conn::http1::Builder::new();
-    let served = server
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(patience)
         .serve_connection(TokioIo::new(socket), service)
-        .with_upgrades()
-        .await;
-    if let Err(error) = served {
-        tracing::debug!(%error, "streaming connection ended");
+        .with_upgrades();
+    // The header's limit tells how a request may come; this one, how long a client may go on with requests, bodies and
+    // answers that it does not take.
+    match tokio::time::timeout(patience * 2, served).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "streaming connection ended"),
+        Err(_elapsed) => tracing::debug!("streaming connection closed: no upgrade in time"),
     }
+    drop(place);
 }
 
 fn plain(status: StatusCode, text: &str) -> Response<String> {
@@ -92,17 +121,17 @@ fn answer(request: Request<Incoming>, site: &Site) -> Response<String> {
         Ok(transport) => transport,
         Err((status, text)) => return plain(status, text),
     };
+    let Some(response) = switching(&transport, request.headers()) else {
+        return plain(
+            StatusCode::BAD_REQUEST,
+            "a websocket handshake needs Sec-WebSocket-Key",
+        );
+    };
     // Only now: a request that cannot be served must not use up the token.
     let Some(wanted) = site.sessions.redeem(verb, token) else {
         return plain(
             StatusCode::NOT_FOUND,
             "this token was used already, is too old, or was never given",
-        );
-    };
-    let Some(response) = switching(&transport, request.headers()) else {
-        return plain(
-            StatusCode::BAD_REQUEST,
-            "the handshake's headers cannot be answered",
         );
     };
     let (tasks, site) = (site.tasks.clone(), site.clone());

@@ -39,6 +39,10 @@ pub(crate) use session::{StdioFlags, StreamRequest};
 use crate::base::error::{HasKind, Kind};
 use crate::base::tasks::Tasks;
 
+/// How long a client may take to close its side when the session is over, and to take what was sent when it has closed its
+/// own.
+const LINGER: Duration = Duration::from_secs(10);
+
 /// A future that an [`Endpoint`] returns.
 pub(crate) type Work<T> = Pin<Box<dyn Future<Output = Result<T, EndpointError>> + Send>>;
 
@@ -106,10 +110,14 @@ pub(crate) struct Limits {
     pub(crate) token_life: Duration,
     /// How many tokens may wait.
     pub(crate) tokens: usize,
-    /// How long a client may take to open the streams of a session.
+    /// How long a client may take to send its request, and then to open the streams of a session.
     pub(crate) creation: Duration,
-    /// How long a session may be silent.
+    /// How long a session may be silent in both directions.
     pub(crate) idle: Duration,
+    /// How long the pod may be silent on a forwarded connection whose client has closed its half.
+    pub(crate) half_closed: Duration,
+    /// How many connections may be open whose request has not been answered yet; one more is closed.
+    pub(crate) unanswered: usize,
 }
 
 impl Default for Limits {
@@ -119,6 +127,8 @@ impl Default for Limits {
             tokens: 1000,
             creation: Duration::from_secs(30),
             idle: Duration::from_secs(4 * 60 * 60),
+            half_closed: Duration::from_secs(60),
+            unanswered: 1000,
         }
     }
 }

@@ -2,11 +2,13 @@
 //! connection to a port of the pod. What goes wrong with one is told on its error stream; the others go on.
 
 use std::collections::HashMap;
+use std::io;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use super::channel::{Gone, Input, Output};
 use super::http::Site;
@@ -17,8 +19,6 @@ pub(super) const PROTOCOL: &str = "portforward.k8s.io";
 /// Headers of a stream.
 const PORT: &str = "port";
 const REQUEST_ID: &str = "requestID";
-/// How long the pod may keep sending after the client has closed its half.
-const HALF_CLOSED: Duration = Duration::from_secs(60);
 
 /// Streams of a pair as they arrive.
 struct Pair {
@@ -90,7 +90,8 @@ async fn forward(data: Stream, error: Stream, pod: String, gone: Gone, site: Sit
     };
     match site.endpoint.dial(pod, port).await {
         Ok(socket) => {
-            if let Err(failure) = copy(socket, input, output, gone).await {
+            let patience = site.limits.half_closed;
+            if let Err(failure) = copy(socket, input, output, gone, patience).await {
                 tell(error.output, &format!("port {port}: {failure}")).await;
             } else {
                 error.output.end().await;
@@ -115,19 +116,25 @@ async fn tell(output: Output, text: &str) {
     output.end().await;
 }
 
-/// Copies both ways until both have ended, or the client is gone.
+/// Copies both ways until the pod has closed its half, or the client is gone.
+///
+/// # Errors
+/// The connection to the pod broke; `TimedOut`: the client has closed its half and the pod has said nothing for `patience`.
+/// The output is reset then.
 pub(super) async fn copy(
     socket: TcpStream,
     mut input: Input,
     output: Output,
     mut gone: Gone,
-) -> std::io::Result<()> {
+    patience: Duration,
+) -> io::Result<()> {
     let (mut from_pod, mut to_pod) = socket.into_split();
+    let (half_closed, uploaded) = watch::channel(false);
     let upload = async {
         while let Some(bytes) = input.recv().await {
             if let Err(error) = to_pod.write_all(&bytes).await {
                 // The pod closed its end; what it had to say comes the other way.
-                return if error.kind() == std::io::ErrorKind::BrokenPipe {
+                return if error.kind() == io::ErrorKind::BrokenPipe {
                     Ok(())
                 } else {
                     Err(error)
@@ -140,7 +147,11 @@ pub(super) async fn copy(
         let mut buffer = BytesMut::with_capacity(32 << 10);
         loop {
             buffer.reserve(16 << 10);
-            if from_pod.read_buf(&mut buffer).await? == 0 {
+            let read = tokio::select! {
+                read = from_pod.read_buf(&mut buffer) => read?,
+                () = silence(uploaded.clone(), patience) => return Err(silent(patience)),
+            };
+            if read == 0 {
                 output.end().await;
                 return Ok(());
             }
@@ -156,10 +167,26 @@ pub(super) async fn copy(
         result = &mut download => result,
         result = &mut upload => {
             result?;
+            half_closed.send_replace(true);
             tokio::select! {
                 () = gone.wait() => Ok(()),
-                result = tokio::time::timeout(HALF_CLOSED, download) => result.unwrap_or(Ok(())),
+                result = download => result,
             }
         }
     }
+}
+
+async fn silence(mut half_closed: watch::Receiver<bool>, patience: Duration) {
+    // An error: the copying itself has ended.
+    if half_closed.wait_for(|closed| *closed).await.is_ok() {
+        tokio::time::sleep(patience).await;
+    }
+}
+
+fn silent(patience: Duration) -> io::Error {
+    let text = format!(
+        "nothing came from it for {} s after the client had closed its half of the connection",
+        patience.as_secs()
+    );
+    io::Error::new(io::ErrorKind::TimedOut, text)
 }

@@ -4,8 +4,6 @@
 //! `streamType`). The result goes to the error stream: from v4 on a JSON `Status`, before that only the text of a
 //! failure.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
@@ -14,7 +12,7 @@ use super::channel::{Input, Output, Size, Stdio};
 use super::http::Site;
 use super::session::{StdioFlags, StreamRequest};
 use super::spdy::{Connection, Stream};
-use super::{EndpointError, Work};
+use super::{EndpointError, LINGER, Work};
 
 /// Protocols over SPDY, the newest first.
 pub(super) const PROTOCOLS: [&str; 4] = [
@@ -23,9 +21,6 @@ pub(super) const PROTOCOLS: [&str; 4] = [
     "v2.channel.k8s.io",
     "channel.k8s.io",
 ];
-/// How long a client may take to close its side after the result.
-pub(super) const LINGER: Duration = Duration::from_secs(10);
-
 /// Does this protocol have JSON results?
 pub(super) fn has_status(protocol: &str) -> bool {
     protocol.starts_with("v4.") || protocol.starts_with("v5.")
@@ -80,24 +75,28 @@ pub(super) fn verdict(protocol: &str, result: &Result<i32, EndpointError>) -> By
 }
 
 /// Parses what comes on a resize stream: JSON objects `{"Width": .., "Height": ..}`, one after the other. Returns
-/// the sizes and how many bytes were read; an incomplete object stays for the next time.
+/// the sizes (1 to 65,535 each) and how many bytes were read; an incomplete object stays for the next time. What is no size
+/// is passed over; with what is no JSON goes the rest of the text.
 pub(super) fn sizes(text: &[u8]) -> (Vec<Size>, usize) {
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Wire {
-        width: u16,
-        height: u16,
-    }
-    let mut stream = serde_json::Deserializer::from_slice(text).into_iter::<Wire>();
+    let mut objects = serde_json::Deserializer::from_slice(text).into_iter::<serde_json::Value>();
     let mut found = vec![];
     let mut read = 0;
-    while let Some(Ok(Wire { width, height })) = stream.next() {
-        read = stream.byte_offset();
-        if width > 0 && height > 0 {
-            found.push(Size { width, height });
+    loop {
+        match objects.next() {
+            Some(Ok(object)) => {
+                read = objects.byte_offset();
+                let cells = |name| {
+                    let cells = u16::try_from(object.get(name)?.as_u64()?).ok()?;
+                    Some(cells).filter(|cells| *cells > 0)
+                };
+                if let (Some(width), Some(height)) = (cells("Width"), cells("Height")) {
+                    found.push(Size { width, height });
+                }
+            }
+            Some(Err(error)) if !error.is_eof() => return (found, text.len()),
+            Some(Err(_)) | None => return (found, read),
         }
     }
-    (found, read)
 }
 
 /// Longest text of sizes that is kept while it is incomplete; more is no size.
@@ -111,7 +110,7 @@ pub(super) async fn pass_sizes(mut input: Input, sizes_to: mpsc::Sender<Size>) {
         let (found, read) = sizes(&text);
         text.drain(..read);
         if text.len() > MAX_SIZE_TEXT {
-            return;
+            text.clear();
         }
         for size in found {
             if sizes_to.send(size).await.is_err() {
@@ -179,6 +178,7 @@ where
     let opened = tokio::time::timeout(site.limits.creation, collected)
         .await
         .map_err(|_elapsed| "the client did not open its streams in time")??;
+    connection.refuse_more();
     let (sizes_to, resize) = mpsc::channel(8);
     let keep = opened.resize.map(|stream| {
         let Stream { input, output, .. } = stream;

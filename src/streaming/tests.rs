@@ -1,5 +1,6 @@
 //! Sessions over both transports against an endpoint that echoes; frames and blocks under arbitrary bytes.
 
+mod limits;
 mod websocket;
 
 use std::sync::Arc;
@@ -20,7 +21,8 @@ use super::spdy::frame::{self, Frame, HEAD};
 use super::spdy::headers::{Reader, Writer, dictionary};
 use super::*;
 
-/// Copies stdin to stdout, tells sizes and the command on stderr, ends with the code in the first argument.
+/// Copies stdin to stdout, tells sizes and the command on stderr, ends with the code in the first argument. `stall` reads
+/// nothing and never ends; `tick` writes a letter ten times a second for two seconds.
 struct Echo {
     running: Arc<AtomicUsize>,
 }
@@ -37,6 +39,17 @@ impl Endpoint for Echo {
                         kind: Kind::Internal,
                         message,
                     });
+                }
+                if command[0] == "stall" {
+                    std::future::pending::<()>().await;
+                }
+                if command[0] == "tick" {
+                    let stdout = stdio.stdout.take().unwrap();
+                    for _ in 0..20 {
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        stdout.send("x".into()).await.unwrap();
+                    }
+                    stdout.end().await;
                 }
                 if let Some(stderr) = stdio.stderr.take() {
                     stderr.send(command.join(" ").into()).await.unwrap();
@@ -90,12 +103,16 @@ struct Fixture {
 }
 
 async fn fixture() -> Fixture {
+    fixture_with(Limits::default()).await
+}
+
+async fn fixture_with(limits: Limits) -> Fixture {
     let running = Arc::new(AtomicUsize::new(0));
     let endpoint = Arc::new(Echo {
         running: running.clone(),
     });
     let address = "127.0.0.1:0".parse().unwrap();
-    let server = Server::start(address, endpoint, Limits::default(), Tasks::default())
+    let server = Server::start(address, endpoint, limits, Tasks::default())
         .await
         .unwrap();
     Fixture { server, running }

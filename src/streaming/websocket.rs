@@ -4,6 +4,9 @@
 //! base64 variants send it as a digit and the rest encoded. v5 adds channel 255, whose payload names a channel that
 //! the client closes. Port-forward: either SPDY in binary messages (`SPDY/3.1+portforward.k8s.io`), or for each port
 //! a data (2n) and an error (2n+1) channel, each beginning with the port's number, low byte first.
+//!
+//! While the reading is held back by an input, a pong that nobody asked for goes out now and then (RFC 6455, 5.5.3): a client
+//! that was killed meanwhile resets the connection for it (see [`while_beating`]).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -18,10 +21,12 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Utf8Bytes, coding::CloseCode};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
-use super::channel::{Closed, Gone, Input, Output, Sink, Stdio};
+use super::channel::{
+    Activity, Budget, Closed, Gone, Input, InputEnd, Output, Sink, Stdio, while_beating,
+};
 use super::http::Site;
 use super::session::StreamRequest;
-use super::{port_forward as forward, remote_command as command};
+use super::{LINGER, port_forward as forward, remote_command as command};
 
 /// Protocols of exec and attach.
 pub(super) const COMMAND_PROTOCOLS: &[&str] = &[
@@ -97,19 +102,98 @@ impl Sink for ChannelSink {
     }
 }
 
+/// Writes messages until nobody sends any more, and then the close; `false`: the client takes nothing any more.
 async fn write_messages<S: AsyncRead + AsyncWrite + Unpin>(
     mut socket: SplitSink<WebSocketStream<S>, Message>,
     mut messages: mpsc::Receiver<Message>,
-) {
+    activity: Activity,
+) -> bool {
     while let Some(message) = messages.recv().await {
+        let counts = !matches!(message, Message::Pong(_));
         if socket.feed(message).await.is_err() {
-            return;
+            return false;
         }
         if messages.is_empty() && socket.flush().await.is_err() {
-            return;
+            return false;
+        }
+        if counts {
+            activity.touch();
         }
     }
     close(socket).await;
+    true
+}
+
+/// What a session over messages has: where it sends, and the news of the client's end.
+struct Messages {
+    writer: mpsc::Sender<Message>,
+    gone: Gone,
+    written: tokio::sync::oneshot::Receiver<()>,
+}
+
+impl Messages {
+    /// Starts reading into `inputs` and writing. The client is gone when it leaves, when it takes nothing any more, and when
+    /// nothing has gone either way for too long.
+    async fn start<S>(socket: S, inputs: Vec<(u8, InputEnd)>, base64: bool, site: &Site) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (sink, stream) = upgrade(socket).await.split();
+        let (writer, messages) = mpsc::channel(32);
+        let (leaving, gone) = Gone::new();
+        let (writing, mut over) = Gone::new();
+        let activity = Activity::new();
+        let (mut left, writes) = (
+            gone.clone(),
+            write_messages(sink, messages, activity.clone()),
+        );
+        let (told, written) = tokio::sync::oneshot::channel();
+        drop(site.tasks.spawn(async move {
+            let mut gone = left.clone();
+            let late = async {
+                gone.wait().await;
+                tokio::time::sleep(LINGER).await;
+            };
+            let all = tokio::select! {
+                all = writes => all,
+                () = late => false,
+            };
+            let _session_over = told.send(()).is_err();
+            if all {
+                let _late = tokio::time::timeout(LINGER, left.wait()).await.is_err();
+            }
+            writing.send_replace(true);
+        }));
+        let (weak, idle) = (writer.downgrade(), site.limits.idle);
+        drop(site.tasks.spawn(async move {
+            tokio::select! {
+                () = read_messages(stream, inputs, base64, (weak, &activity)) => {}
+                () = activity.silence(idle) => tracing::debug!("websocket was silent for too long"),
+                () = over.wait() => {}
+            }
+            leaving.send_replace(true);
+        }));
+        Self {
+            writer,
+            gone,
+            written,
+        }
+    }
+
+    /// Waits until all is written and the client has answered the close.
+    async fn finish(self) {
+        let Self {
+            writer,
+            mut gone,
+            written,
+        } = self;
+        drop(writer);
+        let both = async {
+            let _ended = written.await.is_err();
+            gone.wait().await;
+        };
+        let _late = tokio::time::timeout(LINGER, both).await.is_err();
+    }
 }
 
 /// Closes with a status (RFC 6455, 7.4.1): without one clients take the end for a failure (1005).
@@ -148,11 +232,17 @@ pub(super) fn decode(message: Message, base64: bool) -> Option<(u8, Bytes)> {
 /// Hands messages to the inputs of their channels until the client leaves.
 async fn read_messages<S: AsyncRead + AsyncWrite + Unpin>(
     mut socket: SplitStream<WebSocketStream<S>>,
-    mut inputs: Vec<(u8, mpsc::Sender<Bytes>)>,
+    mut inputs: Vec<(u8, InputEnd)>,
     base64: bool,
-    idle: std::time::Duration,
+    (writer, activity): (mpsc::WeakSender<Message>, &Activity),
 ) {
-    while let Ok(Some(Ok(message))) = tokio::time::timeout(idle, socket.next()).await {
+    let beat = || {
+        if let Some(writer) = writer.upgrade() {
+            let _busy = writer.try_send(Message::Pong(Bytes::new())).is_err();
+        }
+    };
+    while let Some(Ok(message)) = socket.next().await {
+        activity.touch();
         if matches!(message, Message::Close(_)) {
             return;
         }
@@ -166,7 +256,7 @@ async fn read_messages<S: AsyncRead + AsyncWrite + Unpin>(
         let input = inputs.iter().find(|(one, _)| *one == channel);
         if let Some((_, input)) = input
             && !bytes.is_empty()
-            && input.send(bytes).await.is_err()
+            && while_beating(input.send(bytes), beat).await.is_err()
         {
             inputs.retain(|(one, _)| *one != channel);
         }
@@ -187,18 +277,9 @@ where
         .cloned()
         .ok_or("no command to run")?;
     let base64 = protocol.contains("base64");
-    let (sink, stream) = upgrade(socket).await.split();
-    let (writer, messages) = mpsc::channel(32);
-    let written = site.tasks.spawn(write_messages(sink, messages));
-    let output = |channel| {
-        Output::new(ChannelSink {
-            channel,
-            base64,
-            writer: writer.clone(),
-        })
-    };
-    let (stdin_to, stdin) = Input::new();
-    let (resize_to, resize_input) = Input::new();
+    let budget = Budget::new();
+    let (stdin_to, stdin) = Input::new(&budget);
+    let (resize_to, resize_input) = Input::new(&budget);
     let (sizes_to, resize) = mpsc::channel(8);
     drop(
         site.tasks
@@ -208,19 +289,22 @@ where
     if flags.stdin {
         inputs.push((0, stdin_to));
     }
-    let (leaving, gone) = Gone::new();
-    let idle = site.limits.idle;
-    drop(site.tasks.spawn(async move {
-        read_messages(stream, inputs, base64, idle).await;
-        leaving.send_replace(true);
-    }));
+    let messages = Messages::start(socket, inputs, base64, &site).await;
+    let output = |channel| {
+        Output::new(ChannelSink {
+            channel,
+            base64,
+            writer: messages.writer.clone(),
+        })
+    };
     // Something must come first for clients that wait for the connection to be up.
     let first = ChannelSink {
         channel: if flags.stdout { 1 } else { ERROR },
         base64,
-        writer: writer.clone(),
+        writer: messages.writer.clone(),
     };
-    writer
+    messages
+        .writer
         .send(first.message(&[]))
         .await
         .map_err(|_gone| "the client left")?;
@@ -231,25 +315,15 @@ where
         stderr: flags.stderr.then(|| output(2)),
         tty: flags.tty,
         resize,
-        gone: gone.clone(),
+        gone: messages.gone.clone(),
     };
     let result = command::work(request, stdio, &site).await;
     let _gone = output(ERROR)
         .send(command::verdict(protocol, &result))
         .await
         .is_err();
-    drop(writer);
-    finish(written, gone).await;
+    messages.finish().await;
     Ok(())
-}
-
-/// Waits until all is written and the client has answered the close.
-async fn finish(written: tokio::sync::oneshot::Receiver<()>, mut gone: Gone) {
-    let both = async {
-        let _ended = written.await.is_err();
-        gone.wait().await;
-    };
-    let _late = tokio::time::timeout(command::LINGER, both).await.is_err();
 }
 
 /// Serves a port-forward.
@@ -273,36 +347,39 @@ where
         ));
     }
     let base64 = protocol.contains("base64");
-    let (sink, stream) = upgrade(socket).await.split();
-    let (writer, messages) = mpsc::channel(32);
-    let written = site.tasks.spawn(write_messages(sink, messages));
-    let (leaving, gone) = Gone::new();
-    let mut inputs = vec![];
-    let mut sessions = vec![];
+    let budget = Budget::new();
+    let (mut inputs, mut forwards) = (vec![], vec![]);
     for (index, port) in (0u8..).zip(ports) {
-        let (data_to, data) = Input::new();
+        let (data_to, data) = Input::new(&budget);
         inputs.push((index * 2, data_to));
+        forwards.push((index, port, data));
+    }
+    let messages = Messages::start(socket, inputs, base64, &site).await;
+    let mut sessions = vec![];
+    for (index, port, data) in forwards {
         let channel = |channel| ChannelSink {
             channel,
             base64,
-            writer: writer.clone(),
+            writer: messages.writer.clone(),
         };
         let (data_out, error_out) = (channel(index * 2), channel(index * 2 + 1));
         for sink in [&data_out, &error_out] {
             let number = sink.message(&port.to_le_bytes());
-            writer
+            messages
+                .writer
                 .send(number)
                 .await
                 .map_err(|_gone| "the client left")?;
         }
-        let (pod, gone, endpoint) = (pod.clone(), gone.clone(), site.endpoint.clone());
+        let (pod, gone, endpoint) = (pod.clone(), messages.gone.clone(), site.endpoint.clone());
+        let patience = site.limits.half_closed;
         sessions.push(site.tasks.spawn(async move {
             let error = Output::new(error_out);
             let failure = match endpoint.dial(pod, port).await {
-                Ok(socket) => forward::copy(socket, data, Output::new(data_out), gone)
-                    .await
-                    .err()
-                    .map(|e| e.to_string()),
+                Ok(socket) => {
+                    let copied = forward::copy(socket, data, Output::new(data_out), gone, patience);
+                    copied.await.err().map(|e| e.to_string())
+                }
                 Err(e) => Some(e.to_string()),
             };
             if let Some(text) = failure {
@@ -313,16 +390,10 @@ where
             }
         }));
     }
-    drop(writer);
-    let idle = site.limits.idle;
-    drop(site.tasks.spawn(async move {
-        read_messages(stream, inputs, base64, idle).await;
-        leaving.send_replace(true);
-    }));
     for session in sessions {
         let _ended = session.await.is_err();
     }
-    finish(written, gone).await;
+    messages.finish().await;
     Ok(())
 }
 
@@ -334,7 +405,7 @@ where
     let (mut sink, mut stream) = upgrade(socket).await.split();
     let (near, far) = tokio::io::duplex(256 << 10);
     let (mut from_spdy, mut to_spdy) = tokio::io::split(far);
-    drop(site.tasks.spawn(async move {
+    let up = async move {
         while let Some(Ok(message)) = stream.next().await {
             match message {
                 Message::Binary(bytes) if to_spdy.write_all(&bytes).await.is_err() => break,
@@ -343,16 +414,29 @@ where
             }
         }
         let _gone = to_spdy.shutdown().await.is_err();
-    }));
-    drop(site.tasks.spawn(async move {
+    };
+    let down = async move {
         let mut buffer = vec![0; 64 << 10];
         while let Ok(length @ 1..) = from_spdy.read(&mut buffer).await {
             let message = Message::binary(Bytes::copy_from_slice(&buffer[..length]));
             if sink.send(message).await.is_err() {
-                break;
+                return false;
             }
         }
         close(sink).await;
+        true
+    };
+    // One task: when nothing can be written any more, both halves of the pipe go, and SPDY hears of it.
+    drop(site.tasks.spawn(async move {
+        tokio::pin!(up, down);
+        tokio::select! {
+            closed = &mut down => if closed {
+                let _late = tokio::time::timeout(LINGER, up).await.is_err();
+            },
+            () = &mut up => {
+                let _closed = down.await;
+            }
+        }
     }));
     forward::over_spdy(near, pod, site).await
 }

@@ -47,6 +47,15 @@ pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?)
 }
 
+/// Lets a pipe hold this many bytes (rounded up to a power of two of pages; 64 KiB at first).
+///
+/// # Errors
+/// The number of `fcntl(2)`: `EPERM` over `fs.pipe-max-size` (1 MiB by default) without CAP_SYS_RESOURCE.
+pub(crate) fn set_pipe_size(pipe: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
+    rustix::pipe::fcntl_setpipe_size(pipe, bytes)?;
+    Ok(())
+}
+
 /// Reads once. 0 is the end. `EINTR` is returned to the caller.
 ///
 /// # Errors

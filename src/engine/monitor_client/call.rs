@@ -234,7 +234,8 @@ impl MonitorClient {
         self.done("remove", call, Vec::new(), END).await.map(drop)
     }
 
-    /// Gets a copy of the output from now on: `copies` are stdout and stderr (one with a terminal). Returns where
+    /// Gets a copy of the output from now on: `copies` are stdout and stderr (one with a terminal), then where a byte comes
+    /// when they end because they were not read fast enough. Returns where
     /// stdin is written to, if `stdin` asks for it and the container has one (with `stdin_once` only the first caller
     /// that asks gets it).
     ///

@@ -1,7 +1,7 @@
 //! Execs: with descriptors, with a terminal, and `ExecSync`.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt as _;
@@ -22,6 +22,9 @@ const DRAIN: Duration = Duration::from_secs(1);
 
 /// Size of a read whose bytes are dropped.
 const READ: usize = 16 * 1024;
+
+/// Output that all commands of `ExecSync` may have the daemon hold while they run.
+static ROOM: Room = Room::new(256 << 20);
 
 /// Streams of an exec without a terminal; what is absent is `/dev/null`.
 #[derive(Debug, Default)]
@@ -61,6 +64,20 @@ impl Drop for Unheard<'_> {
         let _on_its_own = self.client.shared.tasks.spawn(async move {
             let _best_effort = client.kill_exec(number).await;
         });
+    }
+}
+
+/// Forgets who waits for the end of an exec that does not run (yet), when its set-up ends in whatever way.
+struct Unstarted<'a> {
+    client: &'a MonitorClient,
+    number: Option<u64>,
+}
+
+impl Drop for Unstarted<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.client.shared.waiting().execs.remove(&number);
+        }
     }
 }
 
@@ -120,19 +137,22 @@ impl MonitorClient {
     ) -> Result<(Execution, Option<OwnedFd>)> {
         let (sender, exit) = oneshot::channel();
         self.shared.waiting().execs.insert(number, sender);
+        // Until it runs: only then an exit of it will come, in whose place the entry is.
+        let mut unstarted = Unstarted {
+            client: self,
+            number: Some(number),
+        };
         let call = Call::Exec { id, exec: number };
         let answer = self.call("start exec", call, descriptors, SETUP).await;
         match answer {
             Ok((Reply::Executed { .. }, master)) => {
+                unstarted.number = None;
                 let execution = Execution { number, exit };
                 Ok((execution, master.into_iter().next()))
             }
-            other => {
-                self.shared.waiting().execs.remove(&number);
-                Err(other
-                    .err()
-                    .unwrap_or(MonitorError::Unexpected { call: "start exec" }))
-            }
+            other => Err(other
+                .err()
+                .unwrap_or(MonitorError::Unexpected { call: "start exec" })),
         }
     }
 
@@ -152,6 +172,7 @@ impl MonitorClient {
     /// it left behind holds the output open.
     ///
     /// # Errors
+    /// [`MonitorError::NoRoom`]: commands that ran at the same time wrote more, all together, than the daemon holds.
     /// [`MonitorError::Deadline`]: `limit` is over; the command and its descendants are killed (also when the future
     /// is dropped before). Else as [`MonitorClient::exec`].
     pub(crate) async fn exec_sync(
@@ -190,10 +211,11 @@ impl MonitorClient {
         };
         let (mut execution, _none) = executed?;
         let mut output = ExecOutput::default();
+        let (mut out_held, mut err_held) = (Held::of(&ROOM), Held::of(&ROOM));
         let mut collected = Box::pin(async {
             tokio::join!(
-                collect(&mut stdout, &mut output.stdout, cap),
-                collect(&mut stderr, &mut output.stderr, cap),
+                collect(&mut stdout, &mut output.stdout, cap, &mut out_held),
+                collect(&mut stderr, &mut output.stderr, cap, &mut err_held),
             )
         });
         let mut complete = false;
@@ -216,6 +238,9 @@ impl MonitorClient {
             let _held_open = timeout(DRAIN, collected).await;
         }
         output.exit_code = code.map_err(|_closed| MonitorError::Lost { call: "exec" })?;
+        if out_held.refused || err_held.refused {
+            return Err(MonitorError::NoRoom { limit: ROOM.limit });
+        }
         Ok(output)
     }
 }
@@ -228,12 +253,69 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
-/// Reads to the end, keeping the first `cap` bytes.
-async fn collect(reader: &mut pipe::Receiver, kept: &mut Vec<u8>, cap: usize) {
+/// Bytes that may be held at a time, whoever holds them.
+#[derive(Debug)]
+struct Room {
+    limit: usize,
+    held: AtomicUsize,
+}
+
+impl Room {
+    const fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            held: AtomicUsize::new(0),
+        }
+    }
+}
+
+/// What one stream holds of a [`Room`].
+#[derive(Debug)]
+struct Held<'a> {
+    room: &'a Room,
+    bytes: usize,
+    /// There was no more room once.
+    refused: bool,
+}
+
+impl<'a> Held<'a> {
+    fn of(room: &'a Room) -> Self {
+        Self {
+            room,
+            bytes: 0,
+            refused: false,
+        }
+    }
+
+    /// Holds so much more, or nothing any more.
+    fn hold(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        let before = self.room.held.fetch_add(bytes, Ordering::Relaxed);
+        if before + bytes > self.room.limit {
+            self.refused = true;
+            self.release();
+        }
+    }
+
+    fn release(&mut self) {
+        self.room.held.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.bytes = 0;
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+/// Reads to the end, keeping the first `cap` bytes; none of them where there is no room for them.
+async fn collect(reader: &mut pipe::Receiver, kept: &mut Vec<u8>, cap: usize, held: &mut Held<'_>) {
     let mut dropped = Vec::new();
     loop {
         let room = u64::try_from(cap - kept.len()).unwrap_or(u64::MAX);
-        let read = if room > 0 {
+        let keeps = room > 0 && !held.refused;
+        let read = if keeps {
             (&mut *reader).take(room).read_buf(kept).await
         } else {
             dropped.clear();
@@ -242,6 +324,12 @@ async fn collect(reader: &mut pipe::Receiver, kept: &mut Vec<u8>, cap: usize) {
         };
         match read {
             Ok(0) | Err(_) => return,
+            Ok(count) if keeps => {
+                held.hold(count);
+                if held.refused {
+                    *kept = Vec::new();
+                }
+            }
             Ok(_count) => {}
         }
     }
@@ -255,4 +343,32 @@ fn null() -> Result<OwnedFd> {
         .open("/dev/null")
         .map(OwnedFd::from)
         .map_err(MonitorError::io("open /dev/null"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn commands_share_the_room_for_their_output() {
+        let room = Room::new(100);
+        let read = async |text: &[u8], cap, held: &mut Held<'_>| {
+            let (reader, writer) = fd::pipe().unwrap();
+            std::io::Write::write_all(&mut std::fs::File::from(writer), text).unwrap();
+            let mut kept = vec![];
+            let mut reader = pipe::Receiver::from_owned_fd(reader).unwrap();
+            collect(&mut reader, &mut kept, cap, held).await;
+            kept.len()
+        };
+        let mut first = Held::of(&room);
+        assert_eq!(read(&[b'x'; 500], 60, &mut first).await, 60);
+        assert!(!first.refused);
+        let mut second = Held::of(&room);
+        assert_eq!(read(&[b'x'; 50], 60, &mut second).await, 0);
+        assert!(second.refused, "60 and 50 are over 100");
+        let mut third = Held::of(&room);
+        assert_eq!(read(&[b'x'; 40], 60, &mut third).await, 40);
+        drop((first, second, third));
+        assert_eq!(room.held.load(Ordering::Relaxed), 0);
+    }
 }

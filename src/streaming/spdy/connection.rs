@@ -2,29 +2,40 @@
 //!
 //! One task reads frames and hands them to streams, one task writes what streams send. A stream whose reader lags
 //! holds the whole connection's reading back (most clients of Kubernetes know no flow control, so there is no
-//! other way to bound memory); its buffer is 8 frames. Windows are honoured from the moment the peer shows that it
+//! other way to bound memory) once its 8 frames or the connection's budget are full. Windows are honoured from the moment the peer shows that it
 //! knows them (a WINDOW_UPDATE, or an initial window in SETTINGS). An error on a stream resets that stream, never
 //! the connection; a frame that cannot be parsed ends the connection.
+//!
+//! While the reading is held back, an empty DATA frame goes out now and then: a client that was killed meanwhile resets
+//! the connection for it (see [`while_beating`]).
+//!
+//! Memory of a connection: what inputs hold (4 MiB) and one more frame (1 MiB), what waits to be written (1 MiB), up to
+//! 4096 streams of under 4 KiB, and what the reader of a forwarded port has in hand (32 KiB for each).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use tokio::io::{
-    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
-};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadHalf};
 use tokio::sync::{Notify, mpsc};
 
 use super::frame::{self, Frame, MAX_DATA, Status};
 use super::headers::{Headers, Reader, Writer};
+use super::queue::{Queue, WeakQueue, write_frames};
 use crate::base::tasks::Tasks;
-use crate::streaming::channel::{Closed, Gone, Input, Output, Sink};
+use crate::streaming::channel::{
+    Activity, Budget, Closed, Gone, Input, InputEnd, Output, Sink, while_beating,
+};
 
 /// How many streams may be open at once.
 const MAX_STREAMS: usize = 4096;
+/// Headers of a stream that anybody asks for, in small letters.
+const KEPT: [&str; 3] = ["streamtype", "port", "requestid"];
+/// Most bytes of them.
+const MAX_KEPT: usize = 1024;
 /// The window before anybody says otherwise, in bytes.
 const INITIAL_WINDOW: i64 = 64 << 10;
 /// The setting that changes it.
@@ -33,7 +44,7 @@ const SETTING_INITIAL_WINDOW: u32 = 7;
 /// A stream that the client opened.
 #[derive(Debug)]
 pub(in crate::streaming) struct Stream {
-    /// Headers of its SYN_STREAM.
+    /// Headers of its SYN_STREAM, those that somebody asks for.
     pub(in crate::streaming) headers: Headers,
     /// From the client.
     pub(in crate::streaming) input: Input,
@@ -58,7 +69,7 @@ pub(in crate::streaming) struct Connection {
     accept: mpsc::Receiver<Stream>,
     /// Resolves when the client is gone.
     pub(in crate::streaming) gone: Gone,
-    writer: mpsc::Sender<Frame>,
+    writer: Queue,
 }
 
 #[derive(Debug)]
@@ -70,7 +81,7 @@ struct Window {
 
 #[derive(Debug, Default)]
 struct Open {
-    input: Option<mpsc::Sender<Bytes>>,
+    input: Option<InputEnd>,
     window: Option<Arc<Window>>,
 }
 
@@ -83,8 +94,12 @@ struct Shared {
 }
 
 impl Shared {
+    fn streams(&self) -> MutexGuard<'_, HashMap<u32, Open>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn with<T>(&self, id: u32, act: impl FnOnce(&mut Open) -> T) -> Option<T> {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut streams = self.streams();
         let open = streams.get_mut(&id)?;
         let value = act(open);
         if open.input.is_none() && open.window.is_none() {
@@ -94,7 +109,7 @@ impl Shared {
     }
 
     fn end_all(&self) {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut streams = self.streams();
         for (_, open) in streams.drain() {
             if let Some(window) = open.window {
                 window.reset.store(true, Ordering::SeqCst);
@@ -105,13 +120,13 @@ impl Shared {
 }
 
 impl Connection {
-    /// Starts serving on an upgraded socket.
+    /// Starts serving on an upgraded socket. The client is gone when nothing has gone either way for `idle`.
     pub(in crate::streaming) fn start<S>(socket: S, idle: Duration, tasks: &Tasks) -> Self
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let (read, write) = tokio::io::split(socket);
-        let (writer, frames) = mpsc::channel(32);
+        let (writer, frames) = Queue::new();
         let (accepted, accept) = mpsc::channel(64);
         let (leaving, gone) = Gone::new();
         let shared = Arc::new(Shared {
@@ -119,18 +134,31 @@ impl Connection {
             flow_control: AtomicBool::new(false),
             initial_window: AtomicI64::new(INITIAL_WINDOW),
         });
-        drop(tasks.spawn(write_frames(write, frames)));
+        let activity = Activity::new();
+        let (writing, mut written) = Gone::new();
+        let writes = write_frames(write, frames, activity.clone(), gone.clone());
+        drop(tasks.spawn(async move {
+            writes.await;
+            writing.send_replace(true);
+        }));
         let reader = ReadLoop {
             shared: shared.clone(),
             // Weak: only the session and its streams keep the writer's task alive.
             writer: writer.downgrade(),
             accepted,
+            budget: Budget::new(),
+            activity: activity.clone(),
             inflate: Reader::new(),
             deflate: Writer::new(),
             last: 0,
         };
         drop(tasks.spawn(async move {
-            if let Err(error) = reader.run(read, idle).await {
+            let ended = tokio::select! {
+                ended = reader.run(read) => ended,
+                () = activity.silence(idle) => Err("silent for too long".into()),
+                () = written.wait() => Err("the client takes nothing any more".into()),
+            };
+            if let Err(error) = ended {
                 tracing::debug!(error, "SPDY connection ended");
             }
             shared.end_all();
@@ -148,6 +176,11 @@ impl Connection {
         self.accept.recv().await
     }
 
+    /// Refuses all streams that come from now on.
+    pub(in crate::streaming) fn refuse_more(&mut self) {
+        self.accept.close();
+    }
+
     /// Says good-bye and waits, at most `limit`, until the client has closed the connection: what is on its way is
     /// not lost to a reset.
     pub(in crate::streaming) async fn finish(self, limit: Duration) {
@@ -163,48 +196,25 @@ impl Connection {
     }
 }
 
-async fn write_frames<S: AsyncWrite + Send + Unpin>(
-    mut socket: WriteHalf<S>,
-    mut frames: mpsc::Receiver<Frame>,
-) {
-    let mut buffer = BytesMut::with_capacity(16 << 10);
-    while let Some(first) = frames.recv().await {
-        first.write(&mut buffer);
-        while buffer.len() < 128 << 10
-            && let Ok(next) = frames.try_recv()
-        {
-            next.write(&mut buffer);
-        }
-        if socket.write_all_buf(&mut buffer).await.is_err() || socket.flush().await.is_err() {
-            return;
-        }
-        buffer.clear();
-    }
-    let _gone = socket.shutdown().await.is_err();
-}
-
 struct ReadLoop {
     shared: Arc<Shared>,
-    writer: mpsc::WeakSender<Frame>,
+    writer: WeakQueue,
     accepted: mpsc::Sender<Stream>,
+    budget: Budget,
+    activity: Activity,
     inflate: Reader,
     deflate: Writer,
     last: u32,
 }
 
 impl ReadLoop {
-    async fn run<S: AsyncRead + Send>(
-        mut self,
-        mut socket: ReadHalf<S>,
-        idle: Duration,
-    ) -> Result<(), String> {
+    async fn run<S: AsyncRead + Send>(mut self, mut socket: ReadHalf<S>) -> Result<(), String> {
         loop {
             let mut head = [0; frame::HEAD];
-            match tokio::time::timeout(idle, socket.read_exact(&mut head)).await {
-                Err(_elapsed) => return Err("silent for too long".into()),
-                Ok(Err(_end)) => return Ok(()),
-                Ok(Ok(_)) => {}
+            if socket.read_exact(&mut head).await.is_err() {
+                return Ok(());
             }
+            self.activity.touch();
             let length = frame::payload_length(head).map_err(|e| e.to_string())?;
             let mut payload = BytesMut::zeroed(length);
             if socket.read_exact(&mut payload).await.is_err() {
@@ -222,6 +232,21 @@ impl ReadLoop {
             Some(writer) => writer.send(frame).await.is_ok(),
             // The session is over; the client is only being waited for.
             None => true,
+        }
+    }
+
+    /// Sends something that needs no answer on this stream, or another that is open: an empty DATA frame.
+    fn beat(&self, id: u32) {
+        let open = {
+            let streams = self.shared.streams();
+            let speaks = |id: &&u32| streams.get(id).is_some_and(|open| open.window.is_some());
+            Some(&id)
+                .filter(speaks)
+                .or_else(|| streams.keys().find(speaks))
+                .copied()
+        };
+        if let (Some(id), Some(writer)) = (open, self.writer.upgrade()) {
+            writer.send_if_idle(Frame::beat(id));
         }
     }
 
@@ -285,11 +310,7 @@ impl ReadLoop {
             self.shared.flow_control.store(true, Ordering::SeqCst);
             let new = i64::from(*value);
             let old = self.shared.initial_window.swap(new, Ordering::SeqCst);
-            let streams = self
-                .shared
-                .streams
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let streams = self.shared.streams();
             for window in streams.values().filter_map(|open| open.window.as_ref()) {
                 window.credit.fetch_add(new - old, Ordering::SeqCst);
                 window.changed.notify_waiters();
@@ -297,7 +318,7 @@ impl ReadLoop {
         }
     }
 
-    async fn open(&mut self, id: u32, headers: Headers, fin: bool) -> Result<bool, String> {
+    async fn open(&mut self, id: u32, mut headers: Headers, fin: bool) -> Result<bool, String> {
         if id <= self.last || id.is_multiple_of(2) {
             return Err(format!(
                 "stream {id} after {}: ids of a client are odd and rise",
@@ -310,17 +331,15 @@ impl ReadLoop {
             reset: AtomicBool::new(false),
             changed: Notify::new(),
         });
-        let (sender, input) = Input::new();
+        let (sender, input) = Input::new(&self.budget);
         let Some(writer) = self.writer.upgrade() else {
             return Ok(true);
         };
+        headers.retain(|(name, _)| KEPT.iter().any(|kept| name.eq_ignore_ascii_case(kept)));
+        let kept: usize = headers.iter().map(|(n, v)| n.len() + v.len()).sum();
         let crowded = {
-            let mut streams = self
-                .shared
-                .streams
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            if streams.len() < MAX_STREAMS {
+            let mut streams = self.shared.streams();
+            if streams.len() < MAX_STREAMS && kept <= MAX_KEPT {
                 let input = (!fin).then_some(sender);
                 streams.insert(
                     id,
@@ -352,7 +371,8 @@ impl ReadLoop {
             input,
             output: Output::new(sink),
         };
-        if self.accepted.send(stream).await.is_err() {
+        let accepted = self.accepted.send(stream);
+        if while_beating(accepted, || self.beat(id)).await.is_err() {
             self.shared.with(id, |open| *open = Open::default());
             return Ok(self.reset(id, Status::Refused).await);
         }
@@ -368,7 +388,10 @@ impl ReadLoop {
             return self.reset(id, Status::InvalidStream).await;
         };
         let length = bytes.len();
-        let wanted = bytes.is_empty() || input.send(bytes).await.is_ok();
+        let wanted = bytes.is_empty()
+            || while_beating(input.send(bytes), || self.beat(id))
+                .await
+                .is_ok();
         drop(input);
         if fin || !wanted {
             self.shared.with(id, |open| open.input = None);
@@ -385,7 +408,7 @@ impl ReadLoop {
 struct SpdySink {
     id: u32,
     shared: Arc<Shared>,
-    writer: mpsc::Sender<Frame>,
+    writer: Queue,
     window: Arc<Window>,
 }
 
@@ -430,7 +453,7 @@ impl Sink for SpdySink {
                     bytes: part,
                     fin: false,
                 };
-                self.writer.send(data).await.map_err(|_gone| Closed)?;
+                self.writer.send(data).await?;
             }
             Ok(())
         })
@@ -465,7 +488,7 @@ impl Drop for SpdySink {
                 id: self.id,
                 status: Status::Cancel as u32,
             };
-            let _full_or_gone = self.writer.try_send(reset).is_err();
+            self.writer.push(reset);
         }
     }
 }

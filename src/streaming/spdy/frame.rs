@@ -261,6 +261,20 @@ fn put_block(out: &mut BytesMut, kind: u16, fin: bool, id: u32, block: &Bytes) {
 }
 
 impl Frame {
+    /// A frame that says nothing on a stream.
+    pub(crate) fn beat(id: u32) -> Self {
+        Self::Data {
+            id,
+            bytes: Bytes::new(),
+            fin: false,
+        }
+    }
+
+    /// Whether it says nothing.
+    pub(crate) fn is_beat(&self) -> bool {
+        matches!(self, Self::Data { bytes, fin: false, .. } if bytes.is_empty())
+    }
+
     /// Appends the frame's bytes. Kinds that only a client sends are written too, for tests.
     pub(crate) fn write(&self, out: &mut BytesMut) {
         match self {

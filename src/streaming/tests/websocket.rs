@@ -2,7 +2,7 @@
 
 use super::*;
 
-async fn websocket(url: &str, protocol: &str) -> WebSocketStream<TcpStream> {
+pub(super) async fn websocket(url: &str, protocol: &str) -> WebSocketStream<TcpStream> {
     let headers = format!(
         "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
          Sec-WebSocket-Protocol: {protocol}\r\n"

@@ -1,5 +1,7 @@
 //! Execs, attach and terminals.
 
+use std::io::Read as _;
+
 use super::*;
 
 #[tokio::test]
@@ -85,6 +87,25 @@ async fn an_exec_that_nobody_waits_for_dies() {
 }
 
 #[tokio::test]
+async fn an_exec_that_was_given_up_and_never_ran_is_forgotten() {
+    let pod = Pod::new().await;
+    let id = pod.run("sleep 1000").await;
+    let plan = exec_plan(&["/no/such/program"]);
+    let mut asked = Box::pin(pod.client.exec(id, &plan, Streams::default()));
+    tokio::select! {
+        biased;
+        ended = &mut asked => panic!("{ended:?}"),
+        () = std::future::ready(()) => {}
+    }
+    assert_eq!(pod.client.shared.waiting().execs.len(), 1);
+    drop(asked);
+    // It fails after this one was asked for, before it is answered.
+    pod.exec(id, "true").await.unwrap();
+    wait_for(|| pod.client.shared.waiting().execs.is_empty().then_some(())).await;
+    pod.end().await;
+}
+
+#[tokio::test]
 async fn attach_copies_output_and_feeds_stdin() {
     let mut pod = Pod::new().await;
     let stdio = Stdio {
@@ -97,16 +118,21 @@ async fn attach_copies_output_and_feeds_stdin() {
     pod.client.start(id).await.unwrap();
     let (stdout, out) = fd::pipe().unwrap();
     let (stderr, err) = fd::pipe().unwrap();
+    fd::set_pipe_size(out.as_fd(), 1 << 20).unwrap();
     let stdin = pod
         .client
         .attach(id, vec![out, err], true)
         .await
         .unwrap()
         .unwrap();
-    let (_unread, slow) = fd::pipe().unwrap();
+    let ((unread, slow), (_second, err2), (news, news_to)) = (
+        fd::pipe().unwrap(),
+        fd::pipe().unwrap(),
+        fd::pipe().unwrap(),
+    );
     assert!(
         pod.client
-            .attach(id, vec![slow], true)
+            .attach(id, vec![slow, err2, news_to], true)
             .await
             .unwrap()
             .is_none()
@@ -131,10 +157,52 @@ async fn attach_copies_output_and_feeds_stdin() {
     let ((), first, second) = timeout(PATIENCE, all).await.unwrap();
     assert_eq!((first.unwrap(), second.unwrap()), (out.len(), err.len()));
     assert_eq!(err, b"done\n");
-    // Our pipe holds 64 KiB and we read slowly: a copy may be cut short, never wrong; the log has it all.
-    assert!(text.as_bytes().starts_with(&out));
+    // who does not read is told that it lost something; what it has until then is whole.
+    let mut told = [0; 2];
+    assert_eq!(fd::read(news.as_fd(), &mut told).unwrap(), 1);
+    let mut kept = vec![];
+    std::fs::File::from(unread).read_to_end(&mut kept).unwrap();
+    assert!(kept.len() < text.len() && text.as_bytes().starts_with(&kept));
+    assert!(text.as_bytes() == out, "{} bytes", out.len());
     assert_eq!(pod.exit().await.code, 0);
     assert_eq!(pod.lines().len(), 3001);
+    pod.end().await;
+}
+
+#[tokio::test]
+async fn who_leaves_a_silent_container_is_forgotten() {
+    let pod = Pod::new().await;
+    let id = pod.run("sleep 1000").await;
+    let open = || {
+        fs::read_dir(format!("/proc/{}/fd", pod.client.pid()))
+            .unwrap()
+            .count()
+    };
+    let before = open();
+    let mut readers = vec![];
+    for _ in 0..50 {
+        let ((out, to_out), (err, to_err), (news, to_news)) = (
+            fd::pipe().unwrap(),
+            fd::pipe().unwrap(),
+            fd::pipe().unwrap(),
+        );
+        let copies = vec![to_out, to_err, to_news];
+        assert!(
+            pod.client
+                .attach(id, copies, false)
+                .await
+                .unwrap()
+                .is_none()
+        );
+        readers.push((out, err, news));
+    }
+    assert_eq!(open(), before + 150);
+    // One output alone is no more read: the client stays.
+    let (out, err, news) = readers.remove(0);
+    drop((out, readers));
+    wait_for(|| (open() == before + 2).then_some(())).await;
+    drop((err, news));
+    wait_for(|| (open() == before).then_some(())).await;
     pod.end().await;
 }
 
