@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::security::SecurityProfile;
+use crate::base::security::{ContainerSecurity, SecurityProfile};
 
 /// Name of the handler that is always there: berth itself.
 pub(crate) const BUILT_IN: &str = "berth";
@@ -96,6 +96,20 @@ pub(crate) struct Defaults {
     pub(crate) env: Vec<(String, String)>,
     /// Devices that CRI names belong to the container's user and group.
     pub(crate) device_ownership: bool,
+}
+
+impl Defaults {
+    /// The seccomp profile of a container, asked for or by default; absent: unconfined.
+    pub(crate) fn seccomp_of<'a>(
+        &'a self,
+        security: &'a ContainerSecurity,
+    ) -> Option<&'a SecurityProfile> {
+        match (security.privileged, &security.seccomp) {
+            (true, _) => self.privileged_seccomp.as_ref(),
+            (false, None) => self.seccomp.as_ref(),
+            (false, asked) => asked.as_ref(),
+        }
+    }
 }
 
 /// All handlers of the node.

@@ -103,9 +103,11 @@ async fn container_facts(core: &Core, container: &Container) -> ContainerFacts {
 
 fn facts_with(container: &Container, spec: serde_json::Value) -> ContainerFacts {
     let status = container.status();
+    let defaults = &container.pod.handler.defaults;
     ContainerFacts {
         resources: status.resources.clone(),
         status,
+        seccomp: defaults.seccomp_of(&container.config.security).cloned(),
         config: container.config.clone(),
         pid: container.pid(),
         spec,
@@ -253,6 +255,20 @@ impl Engine {
         }
     }
 
+    /// Whether nobody is to be told that a pod stops. Then it counts as stopped from now on: a plugin that joins while its
+    /// processes end hears nothing of their end.
+    pub(super) async fn plugins_none_to_tell_of_stop(&self, pod: &Arc<Pod>) -> bool {
+        let round = self.core().nri.round().await;
+        if !round.is_idle() {
+            return false;
+        }
+        for container in pod.containers() {
+            let _new = container.lock().told.advance(Told::Stopped);
+        }
+        let _new = pod.lock().told.advance(Told::Stopped);
+        true
+    }
+
     /// Tells the plugins, in the container's turn, that it has ended, if it has.
     pub(super) async fn plugins_ended(&self, container: &Arc<Container>) {
         let _turn = container.lane.turn().await;
@@ -330,7 +346,7 @@ impl Engine {
             return Err(EngineError::Invalid {
                 field: "NRI update",
                 value: format!("{field}: {value}"),
-                mend: "is not built in this version of berth, leave it out".to_owned(),
+                mend: "berth cannot change it once a container runs: leave it out".to_owned(),
             });
         }
         self.apply_limits(&container, update.resources).await

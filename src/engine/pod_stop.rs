@@ -97,14 +97,15 @@ impl Engine {
     /// Tells the plugins that the containers have ended, then that the pod has. If there are any, the containers die
     /// first: plugins find the network still there, and nobody using it.
     async fn tell_of_stop(&self, pod: &Arc<Pod>) {
-        let containers = pod.containers();
-        if self.core().nri.has_plugins() {
-            let kills = containers
-                .iter()
-                .filter(|one| one.phase() == ContainerPhase::Running);
-            // What cannot be killed now the next step kills with the pod, or says why not.
-            let _killed = join_all(kills.map(|container| self.kill(container))).await;
+        if self.plugins_none_to_tell_of_stop(pod).await {
+            return;
         }
+        let containers = pod.containers();
+        let kills = containers
+            .iter()
+            .filter(|one| one.phase() == ContainerPhase::Running);
+        // What cannot be killed now the next step kills with the pod, or says why not.
+        let _killed = join_all(kills.map(|container| self.kill(container))).await;
         for container in &containers {
             self.plugins_stop(container).await;
         }

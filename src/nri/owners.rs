@@ -97,10 +97,12 @@ impl Owners {
         Ok(())
     }
 
-    /// `plugin` takes away what others may have set, and may set it itself.
+    /// `plugin` takes away what another has set, and only it may set that anew. What no plugin had set belongs to nobody.
     pub(super) fn clear(&mut self, id: &str, field: Field, key: &str, plugin: &str) {
         let place = (id.to_owned(), field, key.to_owned());
-        self.0.insert(place, format!("-{plugin}"));
+        if let Some(owner) = self.0.get_mut(&place) {
+            *owner = format!("-{plugin}");
+        }
     }
 
     /// Adds an owner to a field that several may set.
@@ -175,6 +177,9 @@ mod tests {
         owners.clear("c", Field::Env, "A", "20-b");
         assert!(owners.claim("c", Field::Env, "A", "30-c").is_err());
         owners.claim("c", Field::Env, "A", "20-b").unwrap();
+        // What the container itself had is nobody's once it is gone.
+        owners.clear("c", Field::Env, "OWN", "10-a");
+        owners.claim("c", Field::Env, "OWN", "20-b").unwrap();
         owners.share("c", Field::OciHooks, "10-a");
         owners.share("c", Field::OciHooks, "20-b");
         let hooks: Vec<_> = owners.of("c", Field::OciHooks).collect();

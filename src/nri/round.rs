@@ -1,5 +1,6 @@
 //! One request to all plugins, in the order of their indices.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::MutexGuard;
@@ -13,6 +14,8 @@ use crate::nri::owners::Owners;
 use crate::nri::plugin::{Event, Plugin};
 use crate::nri::proto::api;
 use crate::nri::{ContainerFacts, Eviction, NriConfig, PodFacts, Update, resources, view};
+
+const VALIDATE: Event = Event::ValidateContainerAdjustment;
 
 /// A request in the works: no other is, and no plugin joins.
 pub(crate) struct Round<'a> {
@@ -79,17 +82,25 @@ pub(crate) struct Updated {
 struct Updates {
     owners: Owners,
     all: Vec<Update>,
+    /// The same, one for each container, as validating plugins see them.
+    merged: BTreeMap<String, api::ContainerUpdate>,
 }
 
 impl Updates {
     fn take(&mut self, plugin: &str, given: &[api::ContainerUpdate]) -> Result<(), NriError> {
         for update in given {
+            let id = &update.container_id;
+            let shown = self.merged.get(id).cloned();
+            let mut shown = shown.unwrap_or_else(|| api::ContainerUpdate {
+                container_id: id.clone(),
+                ignore_failure: true,
+                ..api::ContainerUpdate::default()
+            });
             let linux = update.linux.as_ref();
             if let Some(limits) = linux.and_then(|linux| linux.resources.as_ref()) {
-                let mut scratch = api::LinuxResources::default();
-                let id = &update.container_id;
-                let merged = resources::merge(&mut self.owners, id, plugin, limits, &mut scratch);
-                match merged {
+                let into = shown.linux.get_or_insert_default();
+                let into = into.resources.get_or_insert_default();
+                match resources::merge(&mut self.owners, id, plugin, limits, into) {
                     Err(conflict) if update.ignore_failure => {
                         tracing::warn!(plugin, %conflict, "an update is left out");
                         continue;
@@ -97,6 +108,9 @@ impl Updates {
                     merged => merged?,
                 }
             }
+            // It may fail only where nobody minds.
+            shown.ignore_failure &= update.ignore_failure;
+            self.merged.insert(id.clone(), shown);
             self.all.push(Update::new(plugin, update));
         }
         Ok(())
@@ -235,6 +249,8 @@ impl<'a> Round<'a> {
     ) -> Result<Created, NriError> {
         let own = first.container.clone().unwrap_or_default().id;
         let mut adjusted = Adjusted::new(first.container.clone().unwrap_or_default());
+        // Who is closed from here on cannot agree any more.
+        let validators: Vec<_> = self.plugins.iter().filter(|one| one.wants(VALIDATE)).collect();
         let (mut updates, mut evicted) = (Updates::default(), vec![]);
         for plugin in self.plugins.iter() {
             let request = api::ContainerEvent {
@@ -265,7 +281,8 @@ impl<'a> Round<'a> {
             updates.take(&name, &answer.update)?;
             evicted.extend(evictions(&name, answer.evict));
         }
-        self.validate(first, &adjusted, &updates).await?;
+        self.validate(first, &validators, &adjusted, &updates)
+            .await?;
         Ok(Created {
             edits: adjusted.edits,
             updates: updates.all,
@@ -276,12 +293,11 @@ impl<'a> Round<'a> {
     async fn validate(
         &self,
         first: api::ContainerEvent,
+        validators: &[&Arc<Plugin>],
         adjusted: &Adjusted,
         updates: &Updates,
     ) -> Result<(), NriError> {
-        const EVENT: Event = Event::ValidateContainerAdjustment;
-        let validators = || self.plugins.iter().filter(|plugin| plugin.wants(EVENT));
-        if self.config.validator.is_none() && validators().next().is_none() {
+        if self.config.validator.is_none() && validators.is_empty() {
             return Ok(());
         }
         let plugins = self.plugins.iter().map(|plugin| api::PluginInstance {
@@ -292,18 +308,18 @@ impl<'a> Round<'a> {
             pod: first.pod,
             container: first.container,
             adjust: Some(adjusted.merged.clone()),
-            update: vec![],
+            update: updates.merged.values().cloned().collect(),
             owners: Some(updates.owners.to_proto()),
             plugins: plugins.collect(),
         };
         if let Some(validator) = &self.config.validator {
             validator.check(&request, &updates.owners)?;
         }
-        for plugin in validators() {
-            let answer = plugin.tell::<api::ValidateContainerAdjustmentResponse>(EVENT, &request);
+        for plugin in validators {
+            let answer = plugin.tell::<api::ValidateContainerAdjustmentResponse>(VALIDATE, &request);
             let refused = |text: String| NriError::Refused {
                 plugin: plugin.identity.to_string(),
-                event: EVENT.name(),
+                event: VALIDATE.name(),
                 source: PluginText(text),
             };
             match answer.await? {
@@ -390,7 +406,7 @@ impl<'a> Round<'a> {
                             plugin: name,
                             field,
                             value,
-                            problem: "is not built in this version of berth",
+                            problem: "cannot be changed by berth once a container runs",
                         });
                     }
                     _ => resources = resources.with(&update.resources),

@@ -244,6 +244,7 @@ fn pod() -> PodFacts {
 fn container(padding: usize) -> ContainerFacts {
     let id = "b".repeat(64).parse().unwrap();
     ContainerFacts {
+        seccomp: None,
         status: Arc::new(ContainerStatus {
             id,
             pod_id: "a".repeat(64).parse().unwrap(),

@@ -58,9 +58,9 @@ impl Rejects {
 pub(crate) struct Validator {
     /// What plugins may not adjust.
     pub(crate) rejects: Rejects,
-    /// Plugins, by name, without which no container is made.
+    /// Plugins, by name or as INDEX-NAME, without which no container is made.
     pub(crate) required: Vec<String>,
-    /// Annotation whose value `true` lets a pod do without them; empty: none.
+    /// Annotation that lets a pod do without them: `true`, `True`, `TRUE`, `t`, `T` or `1`; empty: none.
     pub(crate) tolerate_missing: String,
 }
 
@@ -105,6 +105,9 @@ impl Validator {
     ) -> Result<(), NriError> {
         let pod = request.pod.clone().unwrap_or_default();
         let annotation = |key: &str| {
+            if key.is_empty() {
+                return None;
+            }
             let keys = [
                 format!("{key}/container.{container}"),
                 format!("{key}/pod"),
@@ -114,10 +117,17 @@ impl Validator {
                 .find_map(|key| pod.annotations.get(key))
                 .cloned()
         };
-        if !self.tolerate_missing.is_empty()
-            && annotation(&self.tolerate_missing).is_some_and(|value| value == "true")
-        {
-            return Ok(());
+        if let Some(value) = annotation(&self.tolerate_missing) {
+            match &*value {
+                "1" | "t" | "T" | "true" | "True" | "TRUE" => return Ok(()),
+                "0" | "f" | "F" | "false" | "False" | "FALSE" => {}
+                _ => {
+                    let key = &self.tolerate_missing;
+                    return Err(NriError::Rejected(format!(
+                        "annotation {key} {value:?}: write \"true\" or \"false\""
+                    )));
+                }
+            }
         }
         let mut required = self.required.clone();
         if let Some(value) = annotation(REQUIRED) {
@@ -126,7 +136,13 @@ impl Validator {
             })?;
             required.extend(named);
         }
-        let is_there = |name: &&String| request.plugins.iter().any(|plugin| plugin.name == **name);
+        let is_there = |name: &&String| {
+            let is = |plugin: &api::PluginInstance| {
+                let (index, short) = (&plugin.index, &plugin.name);
+                *short == **name || format!("{index}-{short}") == **name
+            };
+            request.plugins.iter().any(is)
+        };
         match required.iter().find(|name| !is_there(name)) {
             None => Ok(()),
             Some(name) => Err(NriError::Rejected(format!(
@@ -227,9 +243,16 @@ mod tests {
             validator.check(&request(0, annotations), &Owners::default())
         };
         assert!(check(&["here"], &[]).is_ok());
+        assert!(check(&["10-here"], &[]).is_ok());
+        assert!(check(&["20-here"], &[]).is_err());
         let error = check(&["here", "gone"], &[]).unwrap_err().to_string();
         assert!(error.contains("gone") && error.contains("main"), "{error}");
-        assert!(check(&["gone"], &[("tolerate.example.org", "true")]).is_ok());
+        let tolerated = |value: &str| check(&["gone"], &[("tolerate.example.org", value)]);
+        assert!(tolerated("true").is_ok() && tolerated("1").is_ok() && tolerated("T").is_ok());
+        let error = tolerated("false").unwrap_err().to_string();
+        assert!(error.contains("gone"), "{error}");
+        let error = tolerated("yes").unwrap_err().to_string();
+        assert!(error.contains("\"yes\""), "{error}");
         assert!(
             check(
                 &["gone"],

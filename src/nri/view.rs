@@ -32,6 +32,8 @@ pub(crate) struct ContainerFacts {
     pub(crate) status: Arc<ContainerStatus>,
     /// As asked for.
     pub(crate) config: ContainerConfig,
+    /// The seccomp profile that it gets, asked for or by default; absent: unconfined.
+    pub(crate) seccomp: Option<SecurityProfile>,
     /// Limits in force.
     pub(crate) resources: Resources,
     /// Pid of its first process; 0: it does not run.
@@ -145,7 +147,7 @@ pub(super) fn container(facts: &ContainerFacts) -> api::Container {
         args: texts(&process["args"]),
         env: texts(&process["env"]),
         mounts: list(&spec["mounts"]).iter().map(mount).collect(),
-        hooks: Some(api::Hooks::default()),
+        hooks: Some(hooks(&spec["hooks"])),
         linux: Some(linux(facts)),
         pid: facts.pid,
         rlimits: list(&process["rlimits"]).iter().map(rlimit).collect(),
@@ -176,6 +178,29 @@ pub(super) fn container(facts: &ContainerFacts) -> api::Container {
                 None => String::new(),
             },
             config_digest: status.image_id.clone(),
+        }),
+    }
+}
+
+fn hooks(value: &Value) -> api::Hooks {
+    let of = |point: &str| list(&value[point]).iter().map(hook).collect();
+    api::Hooks {
+        prestart: of("prestart"),
+        create_runtime: of("createRuntime"),
+        create_container: of("createContainer"),
+        start_container: of("startContainer"),
+        poststart: of("poststart"),
+        poststop: of("poststop"),
+    }
+}
+
+fn hook(value: &Value) -> api::Hook {
+    api::Hook {
+        path: text(&value["path"]),
+        args: texts(&value["args"]),
+        env: texts(&value["env"]),
+        timeout: integer(&value["timeout"]).map(|time| api::OptionalInt {
+            value: time.value,
         }),
     }
 }
@@ -234,7 +259,7 @@ fn linux(facts: &ContainerFacts) -> api::LinuxContainer {
         resources: Some(limits),
         oom_score_adj: integer(&spec["process"]["oomScoreAdj"]),
         cgroups_path: text(&linux["cgroupsPath"]),
-        seccomp_profile: Some(seccomp_profile(&facts.config)),
+        seccomp_profile: Some(seccomp_profile(facts.seccomp.as_ref())),
         seccomp_policy: linux["seccomp"]
             .is_object()
             .then(|| seccomp(&linux["seccomp"])),
@@ -260,8 +285,8 @@ fn rdt(value: &Value) -> api::LinuxRdt {
     }
 }
 
-fn seccomp_profile(config: &ContainerConfig) -> api::SecurityProfile {
-    let (profile_type, localhost_ref) = match &config.security.seccomp {
+fn seccomp_profile(profile: Option<&SecurityProfile>) -> api::SecurityProfile {
+    let (profile_type, localhost_ref) = match profile {
         Some(SecurityProfile::RuntimeDefault) => (0, ""),
         Some(SecurityProfile::Localhost(path)) => (2, path.as_str()),
         Some(SecurityProfile::Unconfined) | None => (1, ""),

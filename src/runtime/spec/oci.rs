@@ -463,7 +463,8 @@ fn resources(extras: &Extras<'_>) -> oci::LinuxResources {
     let mut memory = oci::LinuxMemory::default();
     memory
         .set_limit(given(limits.memory_limit))
-        .set_swap(given(limits.memory_swap_limit));
+        .set_swap(given(limits.memory_swap_limit))
+        .set_reservation(given(limits.memory_reservation));
     let mut cpu = oci::LinuxCpu::default();
     cpu.set_shares(positive(limits.cpu_shares))
         .set_quota(given(limits.cpu_quota))
@@ -486,6 +487,11 @@ fn resources(extras: &Extras<'_>) -> oci::LinuxResources {
         .set_hugepage_limits((!pages.is_empty()).then_some(pages))
         .set_block_io(limits.block_io.as_ref().and_then(block_io))
         .set_unified((!unified.is_empty()).then_some(unified));
+    if limits.pids_limit != 0 {
+        let mut pids = oci::LinuxPids::default();
+        pids.set_limit(limits.pids_limit);
+        resources.set_pids(Some(pids));
+    }
     resources
 }
 

@@ -62,16 +62,12 @@ pub(crate) fn container(
     }
     let apparmor_default = apparmor_default(security, host)?;
     mounts::check(&config.mounts, host)?;
-    let defaults = &handler.defaults;
-    let field = "security_context.seccomp";
-    let seccomp = match (security.privileged, &security.seccomp) {
-        (true, _) => seccomp(
-            "privileged_seccomp_profile",
-            defaults.privileged_seccomp.as_ref(),
-        )?,
-        (false, None) => seccomp("unset_seccomp_profile", defaults.seccomp.as_ref())?,
-        (false, asked) => seccomp(field, asked.as_ref())?,
+    let field = match (security.privileged, &security.seccomp) {
+        (true, _) => "privileged_seccomp_profile",
+        (false, None) => "unset_seccomp_profile",
+        (false, Some(_)) => "security_context.seccomp",
     };
+    let seccomp = seccomp(field, handler.defaults.seccomp_of(security))?;
     prepare_mount_sources(&config.mounts)?;
     Ok(Prepared {
         devices: found,
