@@ -119,9 +119,9 @@ config! {
     nri_validator: bool = false;
     /// What they may not adjust: hooks, seccomp-default, seccomp-unconfined, seccomp-localhost, namespaces, sysctl.
     nri_reject: Vec<String> = vec![];
-    /// NRI plugins, by name, without which no container is made.
+    /// NRI plugins, by name or as INDEX-NAME, without which no container is made.
     nri_required_plugins: Vec<String> = vec![];
-    /// Annotation whose value `true` lets a pod do without them. Empty: none.
+    /// Annotation that lets a pod do without them where its value is true (as Go's ParseBool takes it). Empty: none.
     nri_tolerate_missing_annotation: String = String::new();
     /// Directories of CDI files (devices that vendors describe), one or a list; a later one wins. Empty: no CDI.
     cdi_spec_dirs: Directories = Directories(vec!["/etc/cdi".into(), "/var/run/cdi".into()]);

@@ -250,7 +250,11 @@ impl<'a> Round<'a> {
         let own = first.container.clone().unwrap_or_default().id;
         let mut adjusted = Adjusted::new(first.container.clone().unwrap_or_default());
         // Who is closed from here on cannot agree any more.
-        let validators: Vec<_> = self.plugins.iter().filter(|one| one.wants(VALIDATE)).collect();
+        let validators: Vec<_> = self
+            .plugins
+            .iter()
+            .filter(|one| one.wants(VALIDATE))
+            .collect();
         let (mut updates, mut evicted) = (Updates::default(), vec![]);
         for plugin in self.plugins.iter() {
             let request = api::ContainerEvent {
@@ -316,7 +320,8 @@ impl<'a> Round<'a> {
             validator.check(&request, &updates.owners)?;
         }
         for plugin in validators {
-            let answer = plugin.tell::<api::ValidateContainerAdjustmentResponse>(VALIDATE, &request);
+            let answer =
+                plugin.tell::<api::ValidateContainerAdjustmentResponse>(VALIDATE, &request);
             let refused = |text: String| NriError::Refused {
                 plugin: plugin.identity.to_string(),
                 event: VALIDATE.name(),

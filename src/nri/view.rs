@@ -199,9 +199,7 @@ fn hook(value: &Value) -> api::Hook {
         path: text(&value["path"]),
         args: texts(&value["args"]),
         env: texts(&value["env"]),
-        timeout: integer(&value["timeout"]).map(|time| api::OptionalInt {
-            value: time.value,
-        }),
+        timeout: integer(&value["timeout"]).map(|time| api::OptionalInt { value: time.value }),
     }
 }
 

@@ -20,11 +20,12 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "crictl")]
 from harness import options, runtimes  # noqa: E402
 from harness.report import Failure, Steps, expect, wait_for  # noqa: E402
+from edges import edges  # noqa: E402
 from hooks import hooks  # noqa: E402
 from limits import V2, SLOW, Classes, block_io, class_of, configured, limit, rdt, resources  # noqa: E402
 from network import joined, network_devices  # noqa: E402
 from walkthrough import written  # noqa: E402
-from world import IMAGE, LIFE, Plugin, World, plugin  # noqa: E402
+from world import IMAGE, LIFE, Plugin, World, consistent, plugin  # noqa: E402
 
 
 def life(w, steps):
@@ -371,31 +372,6 @@ def under_load(w, steps):
         print(f"      ({len(seen)} pods, {checked} objects in {len(sessions)} sessions)", flush=True)
 
 
-def consistent(events):
-    """Checks one session; how many objects it was about."""
-    sync = next(e for e in events if e["event"] == "Synchronize")
-    before = [e["event"] for e in events[:events.index(sync)]]
-    expect(before == ["Configure"], f"before the state: {before}")
-    known = {"pod": {x["id"] for x in sync["pods"]}, "container": {x["id"] for x in sync["containers"]}}
-    expect(len(known["pod"]) == len(sync["pods"]) and len(known["container"]) == len(sync["containers"]), "twice in the state")
-    lives = {}
-    for event in events[events.index(sync) + 1:]:
-        kind = "container" if "container" in event else "pod"
-        if kind in event and event["event"] in LIFE:
-            lives.setdefault((kind, event[kind]["id"]), []).append(event["event"])
-    for (kind, identity), names in lives.items():
-        order = [n for n in LIFE if n in names]
-        expect(names == order, f"{kind} {identity}: {names}")
-        first = "RunPodSandbox" if kind == "pod" else "CreateContainer"
-        if identity in known[kind]:
-            expect(first not in names, f"{kind} {identity} is in the state and begins: {names}")
-        else:
-            # What had ended before the state was taken is not in it; it may only go.
-            expect(names[0] == first or set(names) <= {"RemoveContainer", "RemovePodSandbox"},
-                   f"{kind} {identity} is neither in the state nor begins: {names}")
-    return len(lives)
-
-
 def restart(w, steps):
     with steps.step("the daemon restarts, the plugin comes back and is told of what lives"), plugin(w) as p:
         pod = w.pod("stays")
@@ -549,7 +525,7 @@ def with_handler(w, steps, name):
 def validator(w, steps):
     with steps.step("the built-in validator: plugins that must be there, what they may not adjust"):
         with configured(w, nri_validator=True, nri_reject=["hooks", "namespaces", "seccomp-unconfined"],
-                        nri_required_plugins=["test"], nri_tolerate_missing_annotation="may.miss"):
+                        nri_required_plugins=["test"]):
             pod = w.pod()
             error = w.c.fails("create", pod, w.config("alone"), w.any)
             expect("plugin test is required" in error, error)
@@ -564,7 +540,7 @@ def validator(w, steps):
             w.remove(pod)
 
 
-PARTS = (cdi, life, adjustments, resources, block_io, rdt, hooks, failures, troubles, changes, with_runc, validator, restart, installed, under_load)
+PARTS = (cdi, life, adjustments, resources, block_io, rdt, hooks, failures, troubles, changes, with_runc, validator, edges, restart, installed, under_load)
 
 
 def main():

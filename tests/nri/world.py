@@ -7,7 +7,7 @@ import subprocess
 import threading
 
 from harness import runtimes
-from harness.report import wait_for
+from harness.report import expect, wait_for
 from walkthrough import Crictl, written
 
 IMAGE = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
@@ -55,9 +55,9 @@ class Plugin:
         return [e["event"] for e in self.events() if e["event"] in LIFE
                 and e.get("container", {}).get("id", e.get("pod", {}).get("id")) in ids]
 
-    def send(self, updates):
+    def send(self, updates, evictions=()):
         before = len(self.events("Updated"))
-        self.process.stdin.write(json.dumps(updates).encode() + b"\n")
+        self.process.stdin.write(json.dumps({"update": updates, "evict": list(evictions)}).encode() + b"\n")
         self.process.stdin.flush()
         wait_for("an answer", lambda: len(self.events("Updated")) > before, 10 * self.s.factor)
         return self.events("Updated")[-1]
@@ -76,6 +76,31 @@ def plugin(session, *args, **more):
         yield one.joined()
     finally:
         one.end()
+
+
+def consistent(events):
+    """Checks one session; how many objects it was about."""
+    sync = next(e for e in events if e["event"] == "Synchronize")
+    before = [e["event"] for e in events[:events.index(sync)]]
+    expect(before == ["Configure"], f"before the state: {before}")
+    known = {"pod": {x["id"] for x in sync["pods"]}, "container": {x["id"] for x in sync["containers"]}}
+    expect(len(known["pod"]) == len(sync["pods"]) and len(known["container"]) == len(sync["containers"]), "twice in the state")
+    lives = {}
+    for event in events[events.index(sync) + 1:]:
+        kind = "container" if "container" in event else "pod"
+        if kind in event and event["event"] in LIFE:
+            lives.setdefault((kind, event[kind]["id"]), []).append(event["event"])
+    for (kind, identity), names in lives.items():
+        order = [n for n in LIFE if n in names]
+        expect(names == order, f"{kind} {identity}: {names}")
+        first = "RunPodSandbox" if kind == "pod" else "CreateContainer"
+        if identity in known[kind]:
+            expect(first not in names, f"{kind} {identity} is in the state and begins: {names}")
+        else:
+            # What had ended before the state was taken is not in it; it may only go.
+            expect(names[0] == first or set(names) <= {"RemoveContainer", "RemovePodSandbox"},
+                   f"{kind} {identity} is neither in the state nor begins: {names}")
+    return len(lives)
 
 
 class World:

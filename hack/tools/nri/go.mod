@@ -4,12 +4,12 @@ go 1.26.2
 
 require (
 	github.com/containerd/nri v0.12.2
+	github.com/containerd/ttrpc v1.2.7
 	google.golang.org/protobuf v1.36.11
 )
 
 require (
 	github.com/containerd/log v0.1.0 // indirect
-	github.com/containerd/ttrpc v1.2.7 // indirect
 	github.com/golang/protobuf v1.5.3 // indirect
 	github.com/knqyf263/go-plugin v0.9.0 // indirect
 	github.com/opencontainers/runtime-spec v1.3.0 // indirect

@@ -4,8 +4,9 @@
 //
 // Started by the runtime (descriptor 3), it takes {"log": FILE, "script": FILE} from its configuration. The script is
 // JSON, read again at every event: {EVENT: {"container": NAME, "error": TEXT, "delay_ms": N, "exit": true,
-// "adjust": ContainerAdjustment, "update": [ContainerUpdate], "ls": COMMAND}}; the key "events" names what to subscribe to.
-// Lines on stdin are lists of updates, sent unasked; the outcome is an event "Updated" of the log.
+// "adjust": ContainerAdjustment, "update": [ContainerUpdate], "evict": [ContainerEviction], "ls": COMMAND}}; with
+// "if_updated": ID the error is only given where a creation updates that container; the key "events" names what to
+// subscribe to. Lines on stdin are UpdateContainersRequests, sent unasked; the outcome is an event "Updated" of the log.
 package main
 
 import (
@@ -23,6 +24,7 @@ import (
 
 	"github.com/containerd/nri/pkg/api"
 	"github.com/containerd/nri/pkg/stub"
+	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 )
@@ -34,6 +36,8 @@ type answer struct {
 	Exit      bool              `json:"exit"`
 	Adjust    json.RawMessage   `json:"adjust"`
 	Update    []json.RawMessage `json:"update"`
+	Evict     []json.RawMessage `json:"evict"`
+	IfUpdated string            `json:"if_updated"`
 	Ls        string            `json:"ls"`
 }
 
@@ -42,6 +46,8 @@ type plugin struct {
 	log    string
 	script string
 	stub   stub.Stub
+	// Evictions of the message that goes out next: the stub has no place for them.
+	evict []*api.ContainerEviction
 }
 
 func fail(err error) {
@@ -132,6 +138,49 @@ func updates(given []json.RawMessage) []*api.ContainerUpdate {
 	return all
 }
 
+func (p *plugin) evicts(given []json.RawMessage) {
+	p.lock.Lock()
+	defer p.lock.Unlock()
+	for _, text := range given {
+		eviction := &api.ContainerEviction{}
+		fail(protojson.Unmarshal(text, eviction))
+		p.evict = append(p.evict, eviction)
+	}
+}
+
+func (p *plugin) evicted() []*api.ContainerEviction {
+	p.lock.Lock()
+	defer p.lock.Unlock()
+	taken := p.evict
+	p.evict = nil
+	return taken
+}
+
+// answers puts evictions into what the stub answers.
+func (p *plugin) answers(ctx context.Context, take ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
+	answer, err := method(ctx, take)
+	switch answer := answer.(type) {
+	case *api.CreateContainerResponse:
+		answer.Evict = p.evicted()
+	case *api.UpdateContainerResponse:
+		answer.Evict = p.evicted()
+	}
+	return answer, err
+}
+
+// asks puts evictions into what the stub asks for.
+func (p *plugin) asks(ctx context.Context, request *ttrpc.Request, answer *ttrpc.Response, _ *ttrpc.UnaryClientInfo, call ttrpc.Invoker) error {
+	if request.Method == "UpdateContainers" {
+		asked := &api.UpdateContainersRequest{}
+		fail(proto.Unmarshal(request.Payload, asked))
+		asked.Evict = p.evicted()
+		payload, err := proto.Marshal(asked)
+		fail(err)
+		request.Payload = payload
+	}
+	return call(ctx, request, answer)
+}
+
 func (p *plugin) Configure(_ context.Context, config, runtime, version string) (api.EventMask, error) {
 	if config != "" && p.log == "" {
 		given := struct{ Log, Script string }{}
@@ -202,6 +251,7 @@ func (p *plugin) CreateContainer(_ context.Context, pod *api.PodSandbox, contain
 		adjust = &api.ContainerAdjustment{}
 		fail(protojson.Unmarshal(found.Adjust, adjust))
 	}
+	p.evicts(found.Evict)
 	return adjust, updates(found.Update), nil
 }
 
@@ -222,6 +272,7 @@ func (p *plugin) PostStartContainer(_ context.Context, pod *api.PodSandbox, cont
 
 func (p *plugin) UpdateContainer(_ context.Context, pod *api.PodSandbox, container *api.Container, resources *api.LinuxResources) ([]*api.ContainerUpdate, error) {
 	found, err := p.event("UpdateContainer", pod, container, map[string]any{"resources": raw(resources)})
+	p.evicts(found.Evict)
 	return updates(found.Update), err
 }
 
@@ -241,8 +292,16 @@ func (p *plugin) RemoveContainer(_ context.Context, pod *api.PodSandbox, contain
 }
 
 func (p *plugin) ValidateContainerAdjustment(_ context.Context, request *api.ValidateContainerAdjustmentRequest) error {
-	_, err := p.event("ValidateContainerAdjustment", request.Pod, request.Container,
-		map[string]any{"adjust": raw(request.Adjust), "owners": raw(request.Owners)})
+	updated, about := []json.RawMessage{}, map[string]bool{"": true}
+	for _, update := range request.Update {
+		updated = append(updated, raw(update))
+		about[update.ContainerId] = true
+	}
+	found, err := p.event("ValidateContainerAdjustment", request.Pod, request.Container,
+		map[string]any{"adjust": raw(request.Adjust), "owners": raw(request.Owners), "update": updated})
+	if !about[found.IfUpdated] {
+		return nil
+	}
 	return err
 }
 
@@ -266,7 +325,8 @@ func main() {
 	flag.StringVar(&p.log, "log", "", "")
 	flag.StringVar(&p.script, "script", "", "")
 	flag.Parse()
-	var options []stub.Option
+	options := []stub.Option{stub.WithTTRPCOptions(
+		[]ttrpc.ClientOpts{ttrpc.WithUnaryClientInterceptor(p.asks)}, []ttrpc.ServerOpt{ttrpc.WithUnaryServerInterceptor(p.answers)})}
 	if *socket != "" {
 		options = append(options, stub.WithSocketPath(*socket), stub.WithPluginIdx(*idx), stub.WithPluginName(*name))
 	} else {
@@ -275,9 +335,10 @@ func main() {
 	go func() {
 		lines := bufio.NewScanner(os.Stdin)
 		for lines.Scan() {
-			var given []json.RawMessage
+			given := answer{}
 			fail(json.Unmarshal(lines.Bytes(), &given))
-			failed, err := p.stub.UpdateContainers(updates(given))
+			p.evicts(given.Evict)
+			failed, err := p.stub.UpdateContainers(updates(given.Update))
 			entry := map[string]any{"event": "Updated", "failed": []string{}}
 			for _, update := range failed {
 				entry["failed"] = append(entry["failed"].([]string), update.ContainerId)
