@@ -20,6 +20,8 @@ mod figures;
 mod moments;
 #[path = "cri/newer.rs"]
 mod newer;
+#[path = "cri/options.rs"]
+mod options;
 #[path = "cri/registry.rs"]
 mod registry;
 
@@ -445,92 +447,6 @@ async fn wrong_states_and_programs() {
         .runtime
         .list_containers(v1::ListContainersRequest::default());
     assert_eq!(left.await.unwrap().into_inner().containers, []);
-    daemon.stop();
-}
-
-/// Options of mounts (API 0.37): on the mount in the kernel, beside read-only, on an image too.
-#[tokio::test]
-async fn options_of_mounts() {
-    let daemon = Daemon::start(&[]);
-    let mut to = daemon.clients().await;
-    daemon.import(&archive::good(IMAGE)).unwrap();
-    let pod = run_pod(&mut to, pod_config(&daemon, "options"))
-        .await
-        .unwrap();
-    let source = daemon.path("source");
-    std::fs::create_dir(&source).unwrap();
-    let mount = |path: &str, readonly, options: &[&str]| newer::Mount {
-        container_path: path.to_owned(),
-        host_path: source.to_string_lossy().into_owned(),
-        readonly,
-        image: None,
-        mount_options: options.iter().map(ToString::to_string).collect(),
-    };
-    let of_image = newer::Mount {
-        host_path: String::new(),
-        image: Some(newer::Image {
-            image: IMAGE.to_owned(),
-        }),
-        ..mount("/image", true, &["noexec", "nosuid"])
-    };
-    let mounts = vec![
-        mount("/plain", false, &[]),
-        mount("/some", false, &["noexec", "nodev", "nosuid", "noatime"]),
-        mount("/ro", true, &["noexec"]),
-        of_image,
-    ];
-    let config = container_config("options");
-    let id = newer::create(daemon.channel().await, &pod, &config, mounts)
-        .await
-        .unwrap();
-    start(&mut to, &id).await.unwrap();
-    let request = v1::ContainerStatusRequest {
-        container_id: id,
-        verbose: true,
-    };
-    let status = to.runtime.container_status(request).await.unwrap();
-    let info: serde_json::Value = serde_json::from_str(&status.into_inner().info["info"]).unwrap();
-    let table = std::fs::read_to_string(format!("/proc/{}/mountinfo", info["pid"])).unwrap();
-    let options = |path: &str| -> Vec<String> {
-        let line = table
-            .lines()
-            .map(|line| line.split(' ').collect::<Vec<_>>())
-            .find(|fields| fields[4] == path)
-            .unwrap_or_else(|| panic!("{path} is not in {table}"));
-        line[5].split(',').map(str::to_owned).collect()
-    };
-    let has = |path: &str, wanted: &[&str], unwanted: &[&str]| {
-        let found = options(path);
-        let is = |option: &&&str| found.iter().any(|one| one == **option);
-        assert_eq!(wanted.iter().find(|o| !is(o)), None, "{path}: {found:?}");
-        assert_eq!(unwanted.iter().find(|o| is(o)), None, "{path}: {found:?}");
-    };
-    has("/plain", &["rw"], &["noexec", "nosuid", "nodev"]);
-    has(
-        "/some",
-        &["rw", "noexec", "nodev", "nosuid", "noatime"],
-        &["ro"],
-    );
-    has("/ro", &["ro", "noexec"], &["nosuid"]);
-    has("/image", &["ro", "noexec", "nosuid"], &["rw"]);
-    for (options, part) in [
-        (vec!["exec", "noexec"], "contradict"),
-        (vec!["bind"], "is not known"),
-        (vec!["noexec,rw"], "is not known"),
-    ] {
-        let mounts = vec![mount("/x", false, &options)];
-        let config = container_config("refused");
-        let outcome = newer::create(daemon.channel().await, &pod, &config, mounts).await;
-        refused(
-            outcome,
-            Code::InvalidArgument,
-            &["mounts[0].mount_options", part],
-        );
-    }
-    let remove = v1::RemovePodSandboxRequest {
-        pod_sandbox_id: pod,
-    };
-    to.runtime.remove_pod_sandbox(remove).await.unwrap();
     daemon.stop();
 }
 

@@ -185,15 +185,18 @@ pub(crate) enum ContainerState {
     Unknown,
 }
 
-/// User and groups of a container's first process, as the kernel got them.
+/// Who the processes of a container run as: looked up once, when it is made, and as the kernel got it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ProcessUser {
     /// User id.
     pub(crate) uid: u32,
     /// Group id.
     pub(crate) gid: u32,
-    /// Supplementary groups, sorted, with the primary group where the policy adds it.
+    /// Supplementary groups, the primary group first, without repetition.
     pub(crate) groups: Vec<u32>,
+    /// Home directory in the container, at most 4096 bytes; `/` where the image knows none.
+    #[serde(default)]
+    pub(crate) home: Vec<u8>,
 }
 
 /// What lists and statuses of a container show.

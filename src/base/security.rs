@@ -145,7 +145,7 @@ pub(crate) struct PodSecurity {
     pub(crate) privileged: bool,
     /// Absent: unconfined.
     pub(crate) seccomp: Option<SecurityProfile>,
-    /// Absent: the default where the kernel has AppArmor.
+    /// Absent: the default where the kernel has AppArmor, but for a privileged pod's.
     pub(crate) apparmor: Option<SecurityProfile>,
 }
 

@@ -98,6 +98,8 @@ macro_rules! config {
 config! {
     /// Unix socket on which CRI is served (kubelet's --container-runtime-endpoint). Mode 0660, root only.
     socket: PathBuf = "/run/berth/berth.sock".into();
+    /// Number of a group whose members may use the socket too: they can do on the node all that root can. 0: none.
+    socket_gid: u32 = 0;
     /// Directory of what survives a reboot: images, layers, records, writable layers. One daemon at a time.
     root: PathBuf = "/var/lib/berth".into();
     /// Directory of what does not survive a reboot: sockets and files of running pods. On a tmpfs.

@@ -1,5 +1,6 @@
 //! The unix socket: made safely, served over HTTP/2, closed gracefully.
 
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
@@ -47,14 +48,14 @@ pub(crate) enum ListenError {
     },
 }
 
-/// Makes the socket, mode 0660. What a daemon that is gone has left there is removed; a daemon that
-/// answers is not disturbed.
+/// Makes the socket, mode 0660, for root and this group. What a daemon that is gone has left there is removed; a daemon
+/// that answers is not disturbed.
 ///
 /// To be called while the process has one thread: the mode is made by the umask.
 ///
 /// # Errors
 /// [`ListenError`].
-pub(crate) fn bind(path: &Path) -> Result<StdListener, ListenError> {
+pub(crate) fn bind(path: &Path, group: u32) -> Result<StdListener, ListenError> {
     let io = |step: &'static str| {
         move |source| ListenError::Io {
             step,
@@ -84,6 +85,8 @@ pub(crate) fn bind(path: &Path) -> Result<StdListener, ListenError> {
     let bound = StdListener::bind(path);
     rustix::process::umask(before);
     let listener = bound.map_err(io("listen on"))?;
+    // Before the mode: a change of owners takes bits away.
+    std::os::unix::fs::lchown(path, None, Some(group)).map_err(io("give socket_gid"))?;
     // An umask cannot add bits; a default ACL of the directory could have changed them.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
         .map_err(io("set the mode of"))?;
@@ -93,12 +96,13 @@ pub(crate) fn bind(path: &Path) -> Result<StdListener, ListenError> {
     Ok(listener)
 }
 
-/// Accepts connections until `closing` turns true. Each is a task of `tasks`, which ends soon after that.
+/// Accepts connections until `closing` turns true. Each is a task of `tasks`, which ends soon after that. `group` is as in
+/// [`bind`].
 ///
 /// # Errors
 /// The socket cannot be given to the runtime.
 pub(crate) async fn serve(
-    listener: StdListener,
+    (listener, group): (StdListener, u32),
     api: Api,
     tasks: &Tasks,
     mut closing: watch::Receiver<bool>,
@@ -111,7 +115,7 @@ pub(crate) async fn serve(
         };
         match accepted {
             Ok((stream, _)) => {
-                if trusted(&stream) {
+                if trusted(&stream, group) {
                     drop(tasks.spawn(connection(stream, api.clone(), closing.clone())));
                 }
             }
@@ -130,10 +134,16 @@ async fn ends(closing: &mut watch::Receiver<bool>) {
     let _seen = closing.wait_for(|closing| *closing).await.is_ok();
 }
 
-/// Only root, and who runs the daemon, may ask: the mode of the socket alone would let in root's group.
-fn trusted(stream: &UnixStream) -> bool {
+/// Only root, who runs the daemon, and the group that the socket was given to may ask: the mode of the socket alone would
+/// let in root's group too.
+fn trusted(stream: &UnixStream, group: u32) -> bool {
+    let in_group = |primary: u32| {
+        let more = || crate::sys::socket::peer_groups(stream.as_fd()).unwrap_or_default();
+        group != 0 && (primary == group || more().contains(&group))
+    };
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw() => true,
+        Ok(peer) if in_group(peer.gid()) => true,
         Ok(peer) => {
             tracing::warn!(uid = peer.uid(), pid = peer.pid(), "connection refused");
             false
@@ -178,12 +188,18 @@ mod tests {
     fn a_left_over_socket_is_replaced_and_a_live_one_is_not() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
-        let first = bind(&path).unwrap();
+        let first = bind(&path, 0).unwrap();
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o660);
-        assert!(matches!(bind(&path), Err(ListenError::Taken { .. })));
+        assert!(matches!(bind(&path, 0), Err(ListenError::Taken { .. })));
         drop(first);
-        let _second = bind(&path).unwrap();
+        let _second = bind(&path, 4321).unwrap();
+        use std::os::unix::fs::MetadataExt as _;
+        let made = std::fs::metadata(&path).unwrap();
+        assert_eq!(
+            (made.uid(), made.gid(), made.mode() & 0o7777),
+            (0, 4321, 0o660)
+        );
     }
 
     #[test]
@@ -191,7 +207,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
         std::fs::File::create(&path).unwrap();
-        assert!(matches!(bind(&path), Err(ListenError::NotASocket { .. })));
+        assert!(matches!(
+            bind(&path, 0),
+            Err(ListenError::NotASocket { .. })
+        ));
         assert!(path.exists());
     }
 }

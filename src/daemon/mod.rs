@@ -108,7 +108,7 @@ fn run(path: Option<&Path>) -> Result<(), DaemonError> {
     };
     let _root = lock(&config.root)?;
     let _state = lock(&config.state)?;
-    let socket = listener::bind(&config.socket)?;
+    let socket = listener::bind(&config.socket, config.socket_gid)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .thread_stack_size(STACK)
@@ -172,7 +172,12 @@ async fn work(
         drop(streams.spawn(serve));
     }
     let connections = Tasks::default();
-    let mut serving = std::pin::pin!(listener::serve(socket, api, &connections, closing));
+    let mut serving = std::pin::pin!(listener::serve(
+        (socket, config.socket_gid),
+        api,
+        &connections,
+        closing
+    ));
     let elapsed_ms = started.elapsed().as_millis();
     manager.tell("READY=1\nSTATUS=serving CRI v1");
     tracing::info!(

@@ -364,8 +364,8 @@ impl Monitor<'_> {
         let child = match &container.external {
             None => Child::exec(request, asked, deadline)?,
             Some(external) => {
-                let (name, of) = (id.to_string(), (container.child.pid, number));
-                Child::exec_external(&request, external.place(&name), of, asked, deadline)?
+                let name = id.to_string();
+                Child::exec_external(&request, external.place(&name), number, asked, deadline)?
             }
         };
         self.execs.push(Exec {

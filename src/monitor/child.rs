@@ -13,6 +13,7 @@ use std::cell::Cell;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
+use crate::base::container::ProcessUser;
 use crate::monitor::link::Asked;
 use crate::runtime::create::{self, CreateRequest, Received, Spawned};
 use crate::runtime::exec::{self, ExecRequest};
@@ -75,12 +76,8 @@ pub(crate) enum Said {
     Nothing,
     /// It waits for its start.
     Ready {
-        /// User id.
-        uid: u32,
-        /// Group id.
-        gid: u32,
-        /// Supplementary groups.
-        groups: Vec<u32>,
+        /// Who it is.
+        user: ProcessUser,
         /// Master of its terminal.
         terminal: Option<OwnedFd>,
     },
@@ -92,12 +89,8 @@ pub(crate) enum Said {
     Made {
         /// Number of the process.
         pid: u32,
-        /// User id.
-        uid: u32,
-        /// Group id.
-        gid: u32,
-        /// Supplementary groups.
-        groups: Vec<u32>,
+        /// Who it runs as.
+        user: ProcessUser,
         /// Master of its terminal.
         terminal: Option<OwnedFd>,
     },
@@ -145,18 +138,18 @@ impl Child {
         Self::of(external::create(request, place)?, asked, deadline)
     }
 
-    /// Clones a helper that starts exec `number` in the container whose first process is `pid`.
+    /// Clones a helper that starts exec `number` in a container.
     ///
     /// # Errors
     /// What failed; no process is left.
     pub(crate) fn exec_external(
         request: &ExecRequest<'_>,
         place: Place<'_>,
-        (pid, number): (u32, u64),
+        number: u64,
         asked: Asked,
         deadline: Instant,
     ) -> Result<Self, Fault> {
-        let spawned = external::exec(request, place, pid, number)?;
+        let spawned = external::exec(request, place, number)?;
         Self::of(spawned, asked, deadline)
     }
 
@@ -228,12 +221,7 @@ impl Child {
             return Said::Nothing;
         };
         match create::receive(control.as_fd()) {
-            Ok(Received::Report(Report::Ready { uid, gid, groups }, terminal)) => Said::Ready {
-                uid,
-                gid,
-                groups,
-                terminal,
-            },
+            Ok(Received::Report(Report::Ready(user), terminal)) => Said::Ready { user, terminal },
             Ok(Received::Report(Report::Mounted, _)) => Said::Mounted,
             Ok(Received::Report(Report::Failed(fault), _)) => Said::Failed(fault),
             Ok(Received::Moved { pid, pidfd }) => {
@@ -248,19 +236,9 @@ impl Child {
                     Err(_ended) => Said::Closed,
                 }
             }
-            Ok(Received::Report(
-                Report::Made {
-                    pid,
-                    uid,
-                    gid,
-                    groups,
-                },
-                terminal,
-            )) => Said::Made {
+            Ok(Received::Report(Report::Made { pid, user }, terminal)) => Said::Made {
                 pid,
-                uid,
-                gid,
-                groups,
+                user,
                 terminal,
             },
             Ok(Received::Report(Report::Done, _)) => Said::Done,

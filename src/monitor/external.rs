@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::base::clock::Timestamp;
+use crate::base::container::ProcessUser;
 use crate::base::handler::OciRuntime;
 use crate::base::id::ContainerId;
 use crate::monitor::child::{Child, Phase, Said, check};
@@ -80,9 +81,7 @@ pub(crate) enum Task {
 /// Who a helper says was made.
 struct Made {
     pid: u32,
-    uid: u32,
-    gid: u32,
-    groups: Vec<u32>,
+    user: ProcessUser,
 }
 
 /// Where a process is that a runtime made.
@@ -272,9 +271,7 @@ impl Monitor<'_> {
         container.created = true;
         let reply = Reply::Created {
             pid: made.pid,
-            uid: made.uid,
-            gid: made.gid,
-            groups: made.groups,
+            user: made.user,
         };
         self.link.reply(asked, reply, Vec::new());
     }
@@ -375,19 +372,9 @@ fn taken(said: Said) -> (Option<Made>, Option<OwnedFd>) {
     match said {
         Said::Made {
             pid,
-            uid,
-            gid,
-            groups,
+            user,
             terminal,
-        } => {
-            let made = Made {
-                pid,
-                uid,
-                gid,
-                groups,
-            };
-            (Some(made), terminal)
-        }
+        } => (Some(Made { pid, user }), terminal),
         _ => (None, None),
     }
 }

@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::base::clock::Timestamp;
+use crate::base::container::ProcessUser;
 use crate::base::handler::OciRuntime;
 use crate::base::id::{ContainerId, PodId};
 use crate::runtime::plan::{Fault, IdMappings};
@@ -244,12 +245,8 @@ pub(crate) enum Reply {
     Created {
         /// Its pid on the host.
         pid: u32,
-        /// User id it has.
-        uid: u32,
-        /// Group id it has.
-        gid: u32,
-        /// Its supplementary groups.
-        groups: Vec<u32>,
+        /// Who it runs as.
+        user: ProcessUser,
     },
     /// The container runs.
     Started {

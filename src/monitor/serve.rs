@@ -222,15 +222,7 @@ impl<'a> Monitor<'a> {
         match (said, &container.child.phase) {
             (Said::Nothing, _) => {}
             (Said::Failed(fault), _) => container.child.fail(fault),
-            (
-                Said::Ready {
-                    uid,
-                    gid,
-                    groups,
-                    terminal,
-                },
-                &Phase::Setup { asked, .. },
-            ) => {
+            (Said::Ready { user, terminal }, &Phase::Setup { asked, .. }) => {
                 if let Some(master) = terminal {
                     let keep_stdin = container.stdin.take().is_some();
                     if let Err(fault) = container.set_terminal(master, keep_stdin) {
@@ -242,12 +234,7 @@ impl<'a> Monitor<'a> {
                 container.child.phase = Phase::Waiting;
                 container.created = true;
                 let pid = container.child.pid;
-                let reply = Reply::Created {
-                    pid,
-                    uid,
-                    gid,
-                    groups,
-                };
+                let reply = Reply::Created { pid, user };
                 self.link.reply(asked, reply, Vec::new());
             }
             (Said::Closed, &Phase::Starting { asked, .. }) => {

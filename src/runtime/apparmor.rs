@@ -16,13 +16,16 @@ use crate::sys::{fd, memfd};
 pub(crate) const DEFAULT_NAME: &str = "berth-default";
 
 /// What it allows: files, network and capabilities as the container otherwise has them, signals and ptrace among
-/// containers. What it takes away: mounts, and writing what belongs to the node in /proc and /sys.
+/// containers, signals from the node. (Since Ubuntu 24.04 runc and crun have profiles of these names there: what has one is
+/// not `unconfined`, though it may do everything.) What it takes away: mounts, and writing what belongs to the node in /proc and /sys.
 const DEFAULT_PROFILE: &str = r"profile berth-default flags=(attach_disconnected, mediate_deleted) {
   file,
   network,
   capability,
   umount,
   signal (receive) peer=unconfined,
+  signal (receive) peer=runc,
+  signal (receive) peer=crun,
   signal (send, receive) peer=berth-default,
   ptrace (trace, read, tracedby, readby) peer=berth-default,
 

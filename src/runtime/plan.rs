@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::container::ProcessUser;
 use crate::runtime::external::Text;
 use crate::runtime::hooks::Hooks;
 
@@ -344,7 +345,7 @@ pub(crate) struct ProcessPlan {
     pub(crate) env: Vec<Vec<u8>>,
     /// Working directory inside the root; made if missing (containers only).
     pub(crate) cwd: String,
-    /// User, still to be looked up in the image.
+    /// User, still to be looked up in the image; of no use in an [`ExecPlan`].
     pub(crate) user: UserPlan,
     /// Capability sets as bit masks.
     pub(crate) capabilities: CapabilityMasks,
@@ -468,6 +469,8 @@ pub(crate) struct ExecPlan {
     pub(crate) user_namespace: Option<(u32, u32)>,
     /// What runs. `cwd` must exist.
     pub(crate) process: ProcessPlan,
+    /// Who it runs as: what the container's files say by now has no part in it.
+    pub(crate) user: ProcessUser,
     /// For an OCI runtime: its `process.json`. It follows the plan in the memory file.
     #[serde(skip)]
     pub(crate) text: Option<Text>,
@@ -480,15 +483,8 @@ pub(crate) struct ExecPlan {
 /// What the child tells the monitor over its control socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Report {
-    /// Everything is set up, the process waits for its start.
-    Ready {
-        /// User id.
-        uid: u32,
-        /// Group id.
-        gid: u32,
-        /// Supplementary groups.
-        groups: Vec<u32>,
-    },
+    /// Everything is set up, the process waits for its start as this user.
+    Ready(ProcessUser),
     /// Its mounts are made, and it waits until the hooks that run in the monitor's namespaces have run.
     Mounted,
     /// It failed and exits now.
@@ -503,12 +499,8 @@ pub(crate) enum Report {
     Made {
         /// Number of the process.
         pid: u32,
-        /// User id.
-        uid: u32,
-        /// Group id.
-        gid: u32,
-        /// Supplementary groups.
-        groups: Vec<u32>,
+        /// Who it runs as.
+        user: ProcessUser,
     },
     /// An OCI runtime has done what it was asked for.
     Done,

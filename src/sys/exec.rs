@@ -21,11 +21,6 @@ impl Image {
         }
     }
 
-    /// The environment.
-    pub(crate) fn environment(&self) -> &[CString] {
-        &self.environment
-    }
-
     /// Executes the program at `path`. Returns only on failure.
     pub(crate) fn execute(&self, path: &CStr) -> io::Error {
         let arguments = pointers(&self.arguments);

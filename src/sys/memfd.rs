@@ -101,7 +101,8 @@ fn private_copy(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
         &mount,
         name,
         OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC,
-        Mode::from_raw_mode(0o500),
+        // Pause is run by its pod's user.
+        Mode::from_raw_mode(0o555),
     )?;
     write_all(writer.as_fd(), bytes)?;
     drop(writer);
@@ -151,6 +152,7 @@ mod tests {
         let fd = private_copy("program", b"bytes").unwrap();
         assert_eq!(read_all(fd.as_fd(), 5).unwrap(), b"bytes");
         let path = path_of(fd.as_fd());
+        assert_eq!(rustix::fs::fstat(&fd).unwrap().st_mode & 0o777, 0o555);
         let error = std::fs::File::options().write(true).open(path).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EROFS));
     }

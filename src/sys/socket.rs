@@ -1,5 +1,7 @@
 //! `SOCK_SEQPACKET` unix sockets that carry packets with descriptors (`SCM_RIGHTS`). See `unix(7)`.
 
+#![expect(unsafe_code, reason = "system calls without a safe wrapper")]
+
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -138,6 +140,41 @@ pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<(u32, u32, 
     Ok((pid, peer.uid.as_raw(), peer.gid.as_raw()))
 }
 
+/// Supplementary groups of the peer when it connected; empty before Linux 4.13, which does not tell.
+///
+/// # Errors
+/// The number of `getsockopt(2)`.
+pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let mut groups: Vec<u32> = Vec::new();
+    loop {
+        let bytes = std::mem::size_of_val(groups.as_slice());
+        let mut length = libc::socklen_t::try_from(bytes).unwrap_or(libc::socklen_t::MAX);
+        // SAFETY: the kernel writes at most `length` bytes, which `groups` has, and `length` itself; it keeps neither.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        let count = usize::try_from(length).unwrap_or(0) / size_of::<u32>();
+        let error = match result {
+            0 => {
+                groups.truncate(count);
+                return Ok(groups);
+            }
+            _ => io::Error::last_os_error(),
+        };
+        match error.raw_os_error() {
+            Some(libc::ERANGE) if count > groups.len() => groups.resize(count, 0),
+            Some(libc::ENOPROTOOPT) => return Ok(Vec::new()),
+            _ => return Err(error),
+        }
+    }
+}
+
 /// Sends one packet with up to [`MAX_DESCRIPTORS`] descriptors. Never raises `SIGPIPE`.
 ///
 /// # Errors
@@ -249,6 +286,9 @@ mod tests {
             let server = accept(listener.as_fd()).unwrap().unwrap();
             let (pid, uid, _) = peer_credentials(server.as_fd()).unwrap();
             assert_eq!((pid, uid), (std::process::id(), 0));
+            let groups = rustix::process::getgroups().unwrap();
+            let groups: Vec<u32> = groups.iter().map(|group| group.as_raw()).collect();
+            assert_eq!(peer_groups(server.as_fd()).unwrap(), groups);
             send(client.as_fd(), b"hi", &[]).unwrap();
             assert_eq!(receive(server.as_fd(), &mut [0; 8]).unwrap().bytes, 2);
             drop(listener);

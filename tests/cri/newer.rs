@@ -14,6 +14,10 @@ pub(crate) struct Mount {
     pub(crate) host_path: String,
     #[prost(bool, tag = "3")]
     pub(crate) readonly: bool,
+    #[prost(message, repeated, tag = "6")]
+    pub(crate) uids: Vec<v1::IdMapping>,
+    #[prost(message, repeated, tag = "7")]
+    pub(crate) gids: Vec<v1::IdMapping>,
     #[prost(message, optional, tag = "9")]
     pub(crate) image: Option<Image>,
     #[prost(string, repeated, tag = "11")]
@@ -62,11 +66,66 @@ pub(crate) async fn create(
         pod: pod.to_owned(),
         config: bytes,
     };
+    let path = "/runtime.v1.RuntimeService/CreateContainer";
+    let reply: CreateReply = ask(channel, path, request).await?;
+    Ok(reply.container)
+}
+
+async fn ask<A, B>(channel: Channel, path: &'static str, request: A) -> Result<B, Status>
+where
+    A: prost::Message + Send + Sync + 'static,
+    B: prost::Message + Default + Send + Sync + 'static,
+{
     let mut client = tonic::client::Grpc::new(channel);
     client.ready().await.unwrap();
-    let path = http::uri::PathAndQuery::from_static("/runtime.v1.RuntimeService/CreateContainer");
-    let codec: tonic_prost::ProstCodec<CreateRequest, CreateReply> =
-        tonic_prost::ProstCodec::default();
+    let path = http::uri::PathAndQuery::from_static(path);
+    let codec: tonic_prost::ProstCodec<A, B> = tonic_prost::ProstCodec::default();
     let reply = client.unary(Request::new(request), path, codec).await?;
-    Ok(reply.into_inner().container)
+    Ok(reply.into_inner())
+}
+
+/// What the runtime can do (`RuntimeFeatures`).
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Features {
+    #[prost(bool, tag = "2")]
+    pub(crate) user_namespaces_host_network: bool,
+    #[prost(bool, tag = "3")]
+    pub(crate) mount_options: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RuntimeStatusReply {
+    #[prost(message, optional, tag = "4")]
+    features: Option<Features>,
+}
+
+/// `Status`: the features alone.
+pub(crate) async fn features(channel: Channel) -> Features {
+    let request = v1::StatusRequest::default();
+    let path = "/runtime.v1.RuntimeService/Status";
+    let reply: RuntimeStatusReply = ask(channel, path, request).await.unwrap();
+    reply.features.unwrap()
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ContainerStatus {
+    #[prost(message, repeated, tag = "14")]
+    mounts: Vec<Mount>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ContainerStatusReply {
+    #[prost(message, optional, tag = "1")]
+    status: Option<ContainerStatus>,
+}
+
+/// `ContainerStatus`: the mounts alone.
+pub(crate) async fn mounts(channel: Channel, container: &str) -> Vec<Mount> {
+    let request = v1::ContainerStatusRequest {
+        container_id: container.to_owned(),
+        verbose: false,
+    };
+    let path = "/runtime.v1.RuntimeService/ContainerStatus";
+    let reply: ContainerStatusReply = ask(channel, path, request).await.unwrap();
+    reply.status.unwrap().mounts
 }

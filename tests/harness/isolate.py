@@ -34,10 +34,15 @@ def enter(isolated=True):
         _furnish()
 
 
+def is_hybrid():
+    """Does cgroup v2 lie beside v1 here?"""
+    return os.path.isdir("/sys/fs/cgroup/unified")
+
+
 def without_hybrid_cgroups():
     """Replaces cgroup v2 where it lies beside v1: some OCI runtimes refuse such a machine. Only inside namespaces of the
     test's own. By an empty tmpfs, for such a runtime makes its directories there all the same."""
-    if MARK in os.environ and os.path.isdir("/sys/fs/cgroup/unified"):
+    if MARK in os.environ and is_hybrid():
         subprocess.run(["umount", "/sys/fs/cgroup/unified"], check=True)
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/sys/fs/cgroup/unified"], check=True)
 

@@ -142,6 +142,29 @@ def docker_hub_images(b):
     b.push(["library/busybox:latest", "library/busybox:1"], [b.base], **SHELL)
 
 
+# Where links of hostile images lead: a directory of the node that the test makes, looks after and removes.
+ESCAPE = "/run/berth-test-escape"
+
+
+def security_images(b):
+    """What tests/security takes to be an attacker's."""
+    refused = contents.compile_c(b.work, "refused")
+    own = lambda fill: [b.base, b.layer(fill)]  # noqa: E731
+    b.push(["security/refused:1"], own(lambda a: a.file("refused", refused, 0o755)), Cmd=["/refused", "wait"])
+    b.push(["security/open:1"], own(contents.layer_open), User="app", **SHELL)
+    for number, user in enumerate(("4294967296", "4294967295", "2147483648", "-1", "0x0", " 0", "root\n", "1:-1", "gone")):
+        b.push([f"security/user:{number}"], [b.base], User=user, **SHELL)
+    again = b.layer(lambda a: a.data("again", "#!/proc/self/exe\n", 0o755))
+    b.push(["security/again:1"], [b.base, again], Entrypoint=["/again"])
+    for number in (3, 5, 8):
+        b.push([f"security/workdir:{number}"], [b.base], WorkingDir=f"/proc/self/fd/{number}", **SHELL)
+    for name in ("dev", "proc", "sys", "etc"):
+        # The link hides the directory of the layer below.
+        b.push([f"security/link:{name}"], own(contents.layer_link(name, ESCAPE)), **SHELL)
+        b.push([f"security/up:{name}"], own(contents.layer_link(name, "../../.." + ESCAPE)), **SHELL)
+    b.push(["security/null:1"], own(contents.layer_link("dev/null", "/proc/sysrq-trigger")), **SHELL)
+
+
 def big_image(b):
     layers = [b.base] + [b.layer(contents.layer_trees(dirs, limit)) for _, dirs, limit in contents.BIG]
     b.push(["lab/big:1"], layers, **SHELL)
@@ -150,7 +173,7 @@ def big_image(b):
 def build(work, address, big=False):
     """Builds every image and pushes it to the registry at `address`: {repo:tag: digest}."""
     builder = Builder(work, address)
-    for part in (pause_images, e2e_images, cri_tools_images, docker_hub_images):
+    for part in (pause_images, e2e_images, cri_tools_images, docker_hub_images, security_images):
         part(builder)
     if big:
         big_image(builder)

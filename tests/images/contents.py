@@ -181,6 +181,17 @@ def layer_groups(a):
     a.dir("home/default-user", 0o2755, 1000, 1000)
 
 
+def layer_open(a):
+    """A user whose own lines everybody may rewrite."""
+    a.data("etc/passwd", PASSWD + "app:x:1000:1001::/home/app:/bin/sh\n", 0o666)
+    a.data("etc/group", GROUP + "apps:x:1001:\nextra:x:50:app\n", 0o666)
+    a.dir("home/app", 0o755, 1000, 1001)
+
+
+def layer_link(name, to):
+    return lambda a: a.symlink(name, to)
+
+
 # The pull benchmark's image: real trees, each up to so many MiB unpacked.
 BIG = [
     ("distribution libraries", ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"], 220),

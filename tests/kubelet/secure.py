@@ -30,6 +30,15 @@ def secure_pod(s, kubelet, steps, crictl, container_status, note_ids):
         expect(first == "0" and int(host) >= 65536 and int(count) == 65536, f"{first} {host} {count}")
         inside("unmasked", "echo mine > /shared/file")
         expect(inside("default", "stat -c %u:%g /shared/file").strip() == "0:2000", "owner in an emptyDir")
+    with steps.step("an emptyDir has on the node the ids of the pod's inside: nothing there is the range's own"):
+        found = [os.path.join(base, name) for base, _, names in os.walk(kubelet.root + "/pods") for name in names
+                 if name == "file" and base.endswith("kubernetes.io~empty-dir/shared")]
+        expect(len(found) == 1, str(found))
+        at = os.stat(found[0])
+        expect((at.st_uid, at.st_gid) == (0, 2000), f"{at.st_uid}:{at.st_gid}, the range begins at {host}")
+        inside("default", "id -u > /shared/of-1000 && cat /shared/of-1000")
+        at = os.stat(os.path.join(os.path.dirname(found[0]), "of-1000"))
+        expect((at.st_uid, at.st_gid) == (1000, 2000), f"{at.st_uid}:{at.st_gid}")
     with steps.step("runAsUser, runAsGroup, supplementalGroupsPolicy: Strict"):
         expect(inside("default", "id -u; id -g; id -G").split() == ["1000", "2000", "2000", "3000"],
                inside("default", "id"))
@@ -37,6 +46,9 @@ def secure_pod(s, kubelet, steps, crictl, container_status, note_ids):
         expect(status.get("uid") == 1000 and sorted(status.get("supplementalGroups", [])) == [2000, 3000], str(status))
     with steps.step("seccomp: RuntimeDefault and a Localhost profile"):
         expect(inside("default", "grep ^Seccomp: /proc/self/status").split()[1] == "2", "no filter")
+        # A new user namespace, with which everybody would be somebody's root.
+        said = inside("default", "unshare -U true 2>&1 && echo made || true")
+        expect("not permitted" in said and "made" not in said, f"unshare: {said!r}")
         said = inside("unmasked", "chmod 600 /shared/file 2>&1 || true")
         expect("No message of desired type" in said or "42" in said, f"chmod: {said!r}")
     with steps.step("procMount: Unmasked, and masked"):

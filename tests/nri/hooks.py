@@ -21,7 +21,7 @@ with open(os.path.join(state["bundle"], "config.json")) as f:
 root = os.path.join(state["bundle"], config["root"]["path"])
 with open(%r, "a") as f:
     f.write(json.dumps({"point": sys.argv[1], "state": state, "mnt": os.readlink("/proc/self/ns/mnt"),
-                        "net": os.readlink("/proc/self/ns/net"), "root": sorted(os.listdir(root)), "env": dict(os.environ),
+                        "net": os.readlink("/proc/self/ns/net"), "root": sorted(os.listdir(root)), "env": dict(os.environ), "cwd": os.getcwd(),
                         "args": config["process"]["args"]}) + "\\n")
 if "LINK" in os.environ:
     os.symlink("/target", os.path.join(root, os.environ["LINK"]))
@@ -96,7 +96,9 @@ def order(w, steps, h):
         script = h.adjust(**{p: {} for p in POINTS if p != "start_container"})
         hooks = script["CreateContainer"]["adjust"]["hooks"]
         hooks["create_container"][0]["env"] = ["LINK=hooked", "OWN=1"]
-        hooks["start_container"] = [_inside("cat > /started; id -u >> /started; readlink /hooked >> /started")]
+        # One without variables does not get the container's.
+        bare = {**_inside("/bin/env > /bare; pwd >> /bare"), "env": []}
+        hooks["start_container"] = [_inside("cat > /started; id -u >> /started; readlink /hooked >> /started"), bare]
         with plugin(w, script=script):
             pod = w.pod("hooked")
             container = w.create(pod)
@@ -108,6 +110,8 @@ def order(w, steps, h):
             pid = inner(w.c.json("inspect", container)["info"]["pid"])
             expect((state["status"], state["pid"], state["id"]) == ("created", pid, container), told[0])
             expect(told[0].endswith("}0") and told[1] == "/target", str(told))
+            *names, where = [line.split("=")[0] for line in w.shell(container, "cat /bare").split()]
+            expect(set(names) - {"PWD", "SHLVL", "OLDPWD"} == {"PATH"} and where == "/", f"{names} {where}")
             w.c("stop", "-t", "0", container)
             expect(h.points() == [], "at stop")
             w.c("rm", container)
@@ -118,7 +122,8 @@ def order(w, steps, h):
         script = h.adjust(**{p: {} for p in POINTS if p != "start_container"})
         with plugin(w, script=script):
             pod = w.pod("hooked")
-            container = w.started(pod, annotations={"own": "noted", "quote": 'a "b"'})
+            container = w.started(pod, annotations={"own": "noted", "quote": 'a "b"'},
+                                  envs=[{"key": "LD_PRELOAD", "value": "./evil.so"}])
             pid = w.c.json("inspect", container)["info"]["pid"]
             inside = inner(pid)
             w.remove(pod)
@@ -134,7 +139,10 @@ def order(w, steps, h):
             expect(line["args"] == ["sleep", "3600"], f"{where}: config.json")
             root = [] if mine else ["bin", "dev", "etc", "proc", "sys"]
             expect(set(root) <= set(line["root"]) and bool(line["root"]) != mine, f"{where}: {line['root']}")
-            expect("PATH" in line["env"], f"{where}: {line['env']}")
+            # Nothing of the container's: neither its variables nor a directory that its image has filled (CVE-2025-23266).
+            own = {k: v for k, v in line["env"].items() if k not in ("LC_CTYPE", "PWD", "SHLVL", "_")}
+            expect(own == {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, f"{where}: {line['env']}")
+            expect(os.path.realpath(line["cwd"]) == os.path.realpath(got["bundle"]), f"{where}: {line['cwd']}")
 
 
 def around(w, steps, h):

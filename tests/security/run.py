@@ -10,120 +10,28 @@ refused is tried.
 
 import os
 import re
+import shutil
 import signal
 import stat
+import subprocess
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "crictl")]
-from harness import options  # noqa: E402
-from harness.report import Steps, expect  # noqa: E402
+from harness import isolate, options, runtimes  # noqa: E402
+from harness.report import Steps, expect, wait_for  # noqa: E402
 from walkthrough import Crictl, written  # noqa: E402
-
-IMAGE = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
-CAPS = {name: bit for bit, name in enumerate("""CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID
-SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO
-SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE
-AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF
-CHECKPOINT_RESTORE""".split())}
-DEFAULT = {"CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
-           "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"}
-SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
-MASKED = ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/scsi", "/sys/firmware", "/proc/nowhere"]
-READONLY = ["/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/nowhere"]
-CONTAINER = 1  # NamespaceMode
-
-
-def names(mask):
-    return {name for name, bit in CAPS.items() if mask >> bit & 1}
-
-
-def fields(text):
-    return dict(line.split(":\t", 1) if ":\t" in line else (line.rstrip(":"), "") for line in text.splitlines())
-
-
-class Status:
-    """A /proc/PID/status."""
-
-    def __init__(self, text):
-        f = fields(text)
-        self.caps = {s: names(int(f[s], 16)) for s in SETS}
-        self.uid, self.gid = f["Uid"].split(), f["Gid"].split()
-        self.groups = sorted(int(g) for g in f["Groups"].split())
-        self.no_new_privs, self.seccomp = f["NoNewPrivs"], f["Seccomp"]
-
-    def __eq__(self, other):
-        return vars(self) == vars(other)
-
-
-class Pod:
-    def __init__(self, s, c, name, **security):
-        self.s, self.c, self.number = s, c, 0
-        self.config = written(s.work, name + "-pod.json", {
-            "metadata": {"name": name, "namespace": "security", "attempt": 0, "uid": "uid-" + name},
-            "log_directory": s.work, "linux": {"security_context": security}})
-        self.id = c.id("runp", self.config)
-        s.runtime.ids.add(self.id)
-
-    def config_of(self, security, **config):
-        self.number += 1
-        name = f"c{self.number}"
-        security = {"namespace_options": {"pid": CONTAINER}, **security}
-        return written(self.s.work, f"{self.id[:8]}-{name}.json", {
-            "metadata": {"name": name}, "image": {"image": IMAGE}, "command": ["sleep", "3600"],
-            "log_path": name + ".log", "linux": {"security_context": security}, **config})
-
-    def run(self, security, **config):
-        """A running container: (id, pid of its first process on the host)."""
-        container = self.c.id("create", self.id, self.config_of(security, **config), self.config)
-        self.s.runtime.ids.add(container)
-        self.c("start", container)
-        return container, self.c.json("inspect", container)["info"]["pid"]
-
-    def refused(self, security, *words):
-        path = self.config_of(security)
-        code, out, error = self.c.run("create", self.id, path, self.config)
-        if code == 0:
-            self.s.runtime.ids.add(out.strip())
-            error = self.c.fails("start", out.strip())
-        for word in words:
-            expect(word in error, f"{word!r} is not in {error!r}")
-
-    def inside(self, container, script):
-        return self.c("exec", "--sync", container, "sh", "-c", script)
-
-    def tried(self, container, script):
-        """Exit code and what was said by a script that may fail."""
-        code, out, error = self.c.run("exec", "--sync", container, "sh", "-c", script)
-        return code, out + error
-
-    def statuses(self, security, **config):
-        """Of the first process, by the host; it must be that of an exec, read inside."""
-        container, pid = self.run(security, **config)
-        with open(f"/proc/{pid}/status") as f:
-            first = Status(f.read())
-        execed = Status(self.inside(container, "cat /proc/self/status"))
-        expect(first == execed, f"an exec has other rights: {vars(execed)}, not {vars(first)}")
-        return first
-
-
-def mounts(pid):
-    """Of a process: {place: (options, kind of filesystem, options of it)}, the topmost where several are."""
-    with open(f"/proc/{pid}/mountinfo") as f:
-        rows = [line.split(" - ") for line in f]
-    return {left.split()[4]: (left.split()[5].split(","), right.split()[0], right.split()[2].split(","))
-            for left, right in rows}
-
-
-def readonly(mount):
-    return "ro" in mount[0] or "ro" in mount[2]
-
+from inside import DEFAULT, IMAGE, MASKED, READONLY, Pod, Status, mounts, readonly  # noqa: E402
+import hostile  # noqa: E402
+import identity  # noqa: E402
+import profiles  # noqa: E402
 
 def capabilities(steps, pod):
     def same(status, wanted, ambient=frozenset()):
         expect(status.caps["CapEff"] == wanted, f"CapEff {sorted(status.caps['CapEff'] ^ wanted)}")
         expect(status.caps["CapPrm"] == wanted, f"CapPrm {sorted(status.caps['CapPrm'] ^ wanted)}")
-        expect(status.caps["CapAmb"] == ambient, f"CapAmb {status.caps['CapAmb']}")
+        for name in ("CapAmb", "CapInh"):
+            expect(status.caps[name] == ambient, f"{name} {status.caps[name]}")
 
     with steps.step("capabilities: the default set, nothing inheritable or ambient"):
         status = pod.statuses({})
@@ -161,10 +69,6 @@ def users(steps, pod):
         expect(pod.statuses({}).no_new_privs == "0", "set")
 
 
-def profile(s, name, **content):
-    return {"seccomp": {"profile_type": 2, "localhost_ref": written(s.work, name, content)}}
-
-
 def seccomp(steps, s, pod):
     unshare = "unshare -U true"
     with steps.step("seccomp: none, unless asked for"):
@@ -183,14 +87,14 @@ def seccomp(steps, s, pod):
         expect(code != 0 and "not permitted" in said, f"{code} {said}")
     with steps.step("seccomp: a Localhost profile refuses what it says, with its errno"):
         rules = [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]
-        container, _ = pod.run(profile(s, "nomkdir.json", defaultAction="SCMP_ACT_ALLOW", syscalls=rules))
+        container, _ = pod.run(profiles.profile(s, "nomkdir.json", defaultAction="SCMP_ACT_ALLOW", syscalls=rules))
         code, said = pod.tried(container, "mkdir /tmp/new")
         expect(code != 0 and "No space left" in said, f"{code} {said}")
         pod.inside(container, "touch /tmp/new")
     with steps.step("seccomp: profiles that cannot be had are refused by name"):
-        pod.refused(profile(s, "notify.json", defaultAction="SCMP_ACT_ALLOW",
+        pod.refused(profiles.profile(s, "notify.json", defaultAction="SCMP_ACT_ALLOW",
                             syscalls=[{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]), "SCMP_ACT_NOTIFY")
-        pod.refused(profile(s, "broken.json", defaultAction="SCMP_ACT_WHATEVER"), "broken.json")
+        pod.refused(profiles.profile(s, "broken.json", defaultAction="SCMP_ACT_WHATEVER"), "broken.json")
         pod.refused({"seccomp": {"profile_type": 2, "localhost_ref": s.work + "/absent.json"}}, "absent.json")
 
 
@@ -279,6 +183,52 @@ def privileged(steps, s, c):
         c("rmp", "--force", one.id)
 
 
+# Connects to a socket, sends the start of HTTP/2 and tells what comes back: the server's first frame, or nothing.
+ASK = """import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(20)
+try:
+    s.connect(sys.argv[1])
+    s.sendall(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n" + bytes(3) + bytes([4]) + bytes(5))
+    print("answered" if s.recv(9) else "closed")
+except PermissionError:
+    print("no permission")
+except ConnectionError:
+    print("closed")
+"""
+
+
+def restarted(s, **extra):
+    s.runtime.extra = extra
+    s.runtime.kill(signal.SIGTERM)
+    s.runtime.start()
+
+
+def socket_of(steps, s):
+    """Who may use the socket."""
+    def ask(group, *more):
+        done = subprocess.run([shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable, "-c", ASK, s.runtime.socket],
+                              user=65534, group=group, extra_groups=more, stdout=subprocess.PIPE, check=True, cwd="/")
+        return done.stdout.decode().strip()
+
+    def owners():
+        found = os.stat(s.runtime.socket)
+        return found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)
+
+    try:
+        with steps.step("the socket is root's alone; a group that it is given to may use it, too"):
+            expect(owners() == (0, 0, 0o660), str(owners()))
+            # Root's group passes the mode, not the daemon.
+            expect((ask(65534), ask(0), ask(65534, 0)) == ("no permission", "closed", "closed"), f"{ask(65534)} {ask(0)}")
+            restarted(s, socket_gid=4321)
+            # It answers a moment before it has its group.
+            wait_for("its group", lambda: owners() == (0, 4321, 0o660), 10 * s.factor)
+            asked = [ask(65534), ask(4321), ask(65534, 7, 4321), ask(65534, 7)]
+            expect(asked == ["no permission", "answered", "answered", "no permission"], str(asked))
+    finally:
+        restarted(s)
+
+
 def defaults(steps, s, c):
     """What the configuration gives to containers that ask for nothing else."""
     profile = written(s.work, "no-mkdir.json", {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
@@ -287,14 +237,9 @@ def defaults(steps, s, c):
     device = os.path.join(s.work, "device")
     os.mknod(device, 0o600 | stat.S_IFCHR, os.makedev(1, 7))
 
-    def restarted(**extra):
-        s.runtime.extra = extra
-        s.runtime.kill(signal.SIGTERM)
-        s.runtime.start()
-
     try:
         with steps.step("defaults of the configuration: what is asked for counts more"):
-            restarted(unset_seccomp_profile=profile, privileged_seccomp_profile="runtime/default",
+            restarted(s, unset_seccomp_profile=profile, privileged_seccomp_profile="runtime/default",
                       default_capabilities=["CHOWN", "CAP_KILL"], default_sysctls=["net.core.somaxconn=77"],
                       default_ulimits=["nofile=55:66", "core=0"], default_env=["GIVEN=by-config", "KEPT=by-config"],
                       device_ownership_from_security_context=True)
@@ -317,18 +262,20 @@ def defaults(steps, s, c):
             expect(pod.inside(owned, "stat -c %u:%g /dev/mine; head -c 1 /dev/mine | wc -c").split() == ["1000:2000", "1"], "device")
         c("rmp", "--force", pod.id)
         with steps.step("more open files than the kernel allows, and a profile that is gone: errors that name the key's value"):
-            restarted(default_ulimits=["nofile=1:9999999999"], unset_seccomp_profile=os.path.join(s.work, "gone.json"))
+            restarted(s, default_ulimits=["nofile=1:9999999999"], unset_seccomp_profile=os.path.join(s.work, "gone.json"))
             pod = Pod(s, c, "wrong")
             pod.refused({}, "gone.json")
             pod.refused({"seccomp": {"profile_type": 1}}, "default_ulimits", "fs.nr_open")
             c("rmp", "--force", pod.id)
     finally:
-        restarted()
+        restarted(s)
 
 
 def main():
     args = options.parser(__doc__).parse_args()
     steps = Steps("security")
+    if args.runtime == "berth":
+        runtimes.Berth.handlers = identity.handlers() if args.hide_hybrid or not isolate.is_hybrid() else {}
     with options.session(args, steps) as s:
         c = Crictl(s.endpoint, s.factor)
         with steps.step("a pod", fatal=True):
@@ -341,10 +288,15 @@ def main():
         with steps.step("isolation", fatal=False):
             isolation(steps, pod)
         privileged(steps, s, c)
+        profiles.profiles(steps, s, c, pod)
+        hostile.hostile(steps, s, c, pod)
+        identity.identity(steps, s, c, pod)
         if args.runtime == "berth":
             defaults(steps, s, c)
+            socket_of(steps, s)
         with steps.step("remove"):
-            c("rmp", "--force", pod.id)
+            for one in c("pods", "-q").split():  # those of failed steps too
+                c("rmp", "--force", one)
     sys.exit(steps.finish())
 
 

@@ -13,7 +13,7 @@ use crate::engine::lower::hooks;
 use crate::engine::lower::selinux::label_file;
 use crate::engine::lower::{Held, Lower};
 use crate::engine::pod::Pod;
-use crate::engine::state::ContainerPhase;
+use crate::engine::state::{ContainerPhase, Refused};
 use crate::runtime::cgroups::CgroupDirs;
 use crate::runtime::plan::{ExecPlan, Plan, Preamble};
 use crate::runtime::resctrl::Resctrl;
@@ -65,7 +65,8 @@ impl Lower {
     pub(crate) fn prepare_sandbox(&self, core: &Core, pod: &Pod) -> Result<Plan> {
         let cgroup = pod.pause_cgroup();
         let failed = || "sandbox config";
-        let mut prepared = prepare::sandbox(&pod.config).map_err(EngineError::step(failed()))?;
+        let mut prepared =
+            prepare::sandbox(&pod.config, &self.host).map_err(EngineError::step(failed()))?;
         prepared.labels = pod.labels.clone();
         let dirs = self
             .cgroups
@@ -261,10 +262,10 @@ impl Lower {
         })
     }
 
-    /// The plan of one more process in a container. Blocks on tmpfs.
+    /// The plan of one more process in a container, as the user that it was made with. Blocks on tmpfs.
     ///
     /// # Errors
-    /// [`EngineError::Step`].
+    /// [`EngineError::Step`]; [`EngineError::State`]: it was never made.
     pub(crate) fn exec_plan(
         &self,
         core: &Core,
@@ -279,8 +280,18 @@ impl Lower {
         let decoded = Preamble::decode(&bytes).and_then(|(_, rest)| postcard::from_bytes(rest));
         let plan: Plan =
             decoded.map_err(|error| EngineError::io(step())(std::io::Error::other(error)))?;
-        let mut plan = spec::exec(&plan, command, terminal).map_err(EngineError::step("exec"))?;
-        let score = container.status().resources.oom_score_adj;
+        let status = container.status();
+        let user = status.user.clone().ok_or_else(|| EngineError::State {
+            verb: "exec in",
+            what: "container",
+            id: container.id.to_string(),
+            source: Refused {
+                state: "without a user",
+            },
+        })?;
+        let plan = spec::exec(&plan, user, command, terminal);
+        let mut plan = plan.map_err(EngineError::step("exec"))?;
+        let score = status.resources.oom_score_adj;
         if score != 0 {
             // An update since may have changed it.
             plan.process.oom_score_adj = i32::try_from(score).ok();

@@ -171,15 +171,7 @@ impl MonitorClient {
         // The monitor's word comes first, after it has undone all.
         let patience = limit + QUICK;
         match self.call("container", call, descriptors, patience).await?.0 {
-            Reply::Created {
-                pid,
-                uid,
-                gid,
-                groups,
-            } => Ok(Created {
-                pid,
-                user: ProcessUser { uid, gid, groups },
-            }),
+            Reply::Created { pid, user } => Ok(Created { pid, user }),
             _ => Err(MonitorError::Unexpected { call: "container" }),
         }
     }

@@ -16,6 +16,7 @@ use tokio::net::unix::pipe;
 use tokio::time::{sleep, timeout};
 
 use super::*;
+use crate::base::container::ProcessUser;
 use crate::base::id::{ContainerId, Id, PodId};
 use crate::engine::ExecOutput;
 use crate::monitor::protocol::Stdio;
@@ -349,6 +350,7 @@ fn exec_plan(args: &[&str]) -> ExecPlan {
         cgroup: CgroupJoin::V1(vec![]),
         user_namespace: None,
         process: process(args),
+        user: ProcessUser::default(),
     }
 }
 

@@ -1,4 +1,5 @@
-//! The pod's pause process: holds namespaces, reaps what is reparented to it, ends on SIGTERM or SIGINT.
+//! The pod's pause process: holds namespaces, reaps what is reparented to it, ends on SIGTERM or SIGINT. It runs as the
+//! pod's user, without any capability.
 //!
 //! Freestanding: no libc, no heap, a page of code and a page of stack. The signals are blocked and fetched, never handled,
 //! which works as PID 1 too: the kernel keeps blocked signals even for an init without handlers.
@@ -83,11 +84,15 @@ fn exit(code: usize) -> ! {
 extern "C" fn main() -> ! {
     const SIG_SETMASK: usize = 2;
     const WNOHANG: usize = 1;
+    const PR_SET_DUMPABLE: usize = 4;
     const PR_SET_NAME: usize = 15;
     let name = c"pause";
     // Run from memory, it would be called after that file.
     // SAFETY: a string with its NUL.
     unsafe { call(number::PRCTL, PR_SET_NAME, name.as_ptr() as usize, 0, 0) };
+    // A container of the same user must not trace it where the PID namespace is shared: it may be confined less.
+    // SAFETY: no pointer is passed.
+    unsafe { call(number::PRCTL, PR_SET_DUMPABLE, 0, 0, 0) };
     let awaited = AWAITED;
     let set = (&raw const awaited) as usize;
     // SAFETY: `set` points to the 8 bytes the kernel reads.

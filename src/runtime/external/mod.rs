@@ -127,22 +127,21 @@ pub(crate) fn create(request: &CreateRequest<'_>, place: Place<'_>) -> Result<Sp
     })
 }
 
-/// Clones a helper that starts one more process in the container whose first process has number `pid`; `request.plan`
-/// is an exec's plan followed by its [`Text`], `number` is unique in the container.
+/// Clones a helper that starts one more process in the container; `request.plan` is an exec's plan followed by its
+/// [`Text`], `number` is unique in the container.
 ///
 /// # Errors
 /// As [`create`].
 pub(crate) fn exec(
     request: &ExecRequest<'_>,
     place: Place<'_>,
-    pid: u32,
     number: u64,
 ) -> Result<Spawned, Fault> {
     let mut descriptors = vec![request.plan];
     descriptors.extend(request.stdio);
     let monitor = crate::sys::process::id();
     helper(&descriptors, |control| {
-        init::external::exec(request, place, (pid, number), monitor, control)
+        init::external::exec(request, place, number, monitor, control)
     })
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
+use crate::base::container::ProcessUser;
 use crate::runtime::create::CreateRequest;
 use crate::runtime::exec::ExecRequest;
 use crate::runtime::external::{Place, Text, Verb, message_of};
@@ -16,7 +17,7 @@ use crate::sys::exec::Image;
 use crate::sys::{clone, fd, file, memfd, ns, process, signal, socket};
 
 use super::process::raise_limits;
-use super::user::{self, User};
+use super::user;
 use super::{MAX_PLAN, Step, open_host, stage, take_pod_shm};
 
 const STAGE: &str = "runtime";
@@ -45,18 +46,17 @@ pub(in crate::runtime) fn create(
     tell(work(), control)
 }
 
-/// The helper of `external::exec`; `process` is (pid of the container's first process, number of the exec). Returns
-/// its exit code.
+/// The helper of `external::exec`, by the number of the exec. Returns its exit code.
 pub(in crate::runtime) fn exec(
     request: &ExecRequest<'_>,
     place: Place<'_>,
-    process: (u32, u64),
+    number: u64,
     monitor: u32,
     control: BorrowedFd<'_>,
 ) -> i32 {
     let work = || {
         begin(monitor, request.stdio)?;
-        join(request, place, process)
+        join(request, place, number)
     };
     tell(work(), control)
 }
@@ -159,22 +159,18 @@ fn make(request: &CreateRequest<'_>, place: Place<'_>) -> Outcome {
     made(&pid_file, user, console)
 }
 
-fn join(request: &ExecRequest<'_>, place: Place<'_>, process: (u32, u64)) -> Outcome {
-    let (pid, number) = process;
+fn join(request: &ExecRequest<'_>, place: Place<'_>, number: u64) -> Outcome {
     let (plan, text): (ExecPlan, Text) = decode(request.plan)?;
     if let Some(root) = plan.user_namespace {
         userns::give_streams(root)?;
         raise_limits(&plan.process)?;
     }
     let bundle = open_host(place.bundle, STAGE)?;
-    // The monitor has not reaped it: the number is still its own.
-    let root = open_host(&PathBuf::from(format!("/proc/{pid}/root")), "user")?;
-    let user = user::look_up(root.as_fd(), &plan.process.user)?;
     let name = |what: &str| format!("exec-{number}.{what}");
     let [json, pid_file, log, socket] = ["json", "pid", "log", "sock"].map(name);
     let files = [&json, &pid_file, &socket].map(|name| place.bundle.join(name));
     let work = || {
-        write_text(&files[0], &text, &user, plan.process.umask)?;
+        write_text(&files[0], &text, &plan.user, plan.process.umask)?;
         let console = Console::open(plan.process.terminal, place.bundle, &bundle, &socket)?;
         let mut call = Call::new(place, "exec", log);
         call.add("--process");
@@ -185,7 +181,7 @@ fn join(request: &ExecRequest<'_>, place: Place<'_>, process: (u32, u64)) -> Out
         console.add_to(&mut call);
         call.add(place.id);
         call.run()?;
-        made(&files[1], user, console)
+        made(&files[1], plan.user.clone(), console)
     };
     let outcome = work();
     for file in &files {
@@ -195,22 +191,17 @@ fn join(request: &ExecRequest<'_>, place: Place<'_>, process: (u32, u64)) -> Out
 }
 
 /// Reports the process whose number the runtime has written.
-fn made(pid_file: &Path, user: User, console: Console) -> Outcome {
+fn made(pid_file: &Path, user: ProcessUser, console: Console) -> Outcome {
     let text = std::fs::read_to_string(pid_file);
     let text = text.context(STAGE, "read", pid_file.display())?;
     let pid = text.trim().parse().map_err(|_no_number| {
         Fault::check(STAGE, "pid file", format_args!("{text:?} is no number"))
     })?;
-    let report = Report::Made {
-        pid,
-        uid: user.uid,
-        gid: user.gid,
-        groups: user.groups,
-    };
+    let report = Report::Made { pid, user };
     Ok((report, console.master()?))
 }
 
-fn write_text(path: &Path, text: &Text, user: &User, umask: Option<u32>) -> Step {
+fn write_text(path: &Path, text: &Text, user: &ProcessUser, umask: Option<u32>) -> Step {
     let groups: Vec<String> = user.groups.iter().map(ToString::to_string).collect();
     let umask = umask.map(|umask| format!(",\"umask\":{umask}"));
     let user = format!(

@@ -51,7 +51,6 @@ pub(in crate::runtime) fn run(
                 hook,
                 state: &state,
                 directory: Some(directory.as_fd()),
-                environment: &[PATH.to_owned()],
                 before: &|| Ok(()),
                 helper: Some(process::id()),
             };
@@ -74,11 +73,7 @@ pub(in crate::runtime) fn run(
 
 /// What is between the mounts and the pivot: the monitor has the hooks of its namespaces run, then those of the container's
 /// run here. `false`: the monitor is gone.
-pub(super) fn before_pivot(
-    hooks: &Hooks,
-    root: BorrowedFd<'_>,
-    control: BorrowedFd<'_>,
-) -> Result<bool, Fault> {
+pub(super) fn before_pivot(hooks: &Hooks, control: BorrowedFd<'_>) -> Result<bool, Fault> {
     if hooks.at(Stage::Create.points()).next().is_some() {
         let packet = postcard::to_allocvec(&Report::Mounted);
         let packet = packet.map_err(|error| Fault::check(STAGE, "encode", error))?;
@@ -89,12 +84,14 @@ pub(super) fn before_pivot(
         }
     }
     let state = hooks.state("creating", Some(process::id()));
+    // Not in the root, where runc has them begin: what is there is the image's, and a program may look for its libraries
+    // in its directory.
+    let bundle = open_host(&hooks.bundle, STAGE)?;
     for hook in hooks.at(&[HookPoint::CreateContainer]) {
         let one = Run {
             hook,
             state: &state,
-            directory: Some(root),
-            environment: &[PATH.to_owned()],
+            directory: Some(bundle.as_fd()),
             before: &|| Ok(()),
             helper: None,
         };
@@ -103,20 +100,14 @@ pub(super) fn before_pivot(
     Ok(true)
 }
 
-/// The hooks of the container's own namespaces and root, as its user. `before` is done by each before it is executed;
-/// `environment` is that of a hook that names none.
-pub(super) fn before_exec(
-    hooks: &Hooks,
-    environment: &[CString],
-    before: &dyn Fn() -> Step,
-) -> Step {
+/// The hooks of the container's own namespaces and root, as its user. `before` is done by each before it is executed.
+pub(super) fn before_exec(hooks: &Hooks, before: &dyn Fn() -> Step) -> Step {
     let state = hooks.state("created", Some(process::id()));
     for hook in hooks.at(&[HookPoint::StartContainer]) {
         let one = Run {
             hook,
             state: &state,
             directory: None,
-            environment,
             before,
             helper: None,
         };
@@ -132,8 +123,6 @@ struct Run<'a> {
     state: &'a str,
     /// Its working directory; absent: this one.
     directory: Option<BorrowedFd<'a>>,
-    /// Its environment, if it names none.
-    environment: &'a [CString],
     /// Done by its process before the exec.
     before: &'a dyn Fn() -> Step,
     /// This process, if it is a helper, which sees all processes: then it ends what a late hook has started. Else that is
@@ -222,7 +211,8 @@ impl Run<'_> {
                 .collect::<Result<_, _>>()?,
         };
         let environment = match hook.env.is_empty() {
-            true => self.environment.to_vec(),
+            // Never the container's: the image has filled that (CVE-2025-23266).
+            true => vec![PATH.to_owned()],
             false => hook
                 .env
                 .iter()

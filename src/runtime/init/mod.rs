@@ -210,7 +210,7 @@ impl Inside {
         mounts::attach_all(plan, &mut self.host, root.fd.as_fd())?;
         devices::make(plan, root.fd.as_fd(), self.host.devices)?;
         if let Some(hooks) = &plan.hooks {
-            if !hooks::before_pivot(hooks, root.fd.as_fd(), control)? {
+            if !hooks::before_pivot(hooks, control)? {
                 return Ok(process::Abandoned);
             }
             rootfs::pivot(root.fd.as_fd())?;
@@ -274,7 +274,6 @@ fn follow_exec(
     };
     process::join_new_keyring(&plan.process, proc.0.as_ref())?;
     let root = mount::open_root().context("rootfs", "open", "/")?;
-    let user = user::look_up(root.as_fd(), &plan.process.user)?;
     let cwd = process::open_cwd(root.as_fd(), &plan.process.cwd, process::Cwd::MustExist)?;
     process::enter_cwd(cwd, &plan.process.cwd)?;
     let terminal = if plan.process.terminal {
@@ -284,7 +283,7 @@ fn follow_exec(
     };
     process::Ending {
         plan: &plan.process,
-        user,
+        user: plan.user,
         control,
         terminal,
         proc: proc.0,

@@ -5,6 +5,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use crate::base::container::ProcessUser;
 use crate::runtime::hooks::Hooks;
 use crate::runtime::plan::{Context, Fault, Plan, ProcessPlan, Report, Tuning};
 use crate::sys::credentials::{self, CAP_SYS_ADMIN};
@@ -13,8 +14,7 @@ use crate::sys::file::{self, FileType, Make, Mode, OFlags, Uid};
 use crate::sys::pty::{self, Pty};
 use crate::sys::{fd, scheduling, signal, socket};
 
-use super::user::User;
-use super::{Step, hooks};
+use super::{Step, hooks, user};
 
 /// The monitor went away before the start: nobody is left to tell.
 pub(super) struct Abandoned;
@@ -101,7 +101,7 @@ pub(super) fn open_terminal(root: BorrowedFd<'_>) -> Result<Pty, Fault> {
 /// All that is left to do.
 pub(super) struct Ending<'a> {
     pub(super) plan: &'a ProcessPlan,
-    pub(super) user: User,
+    pub(super) user: ProcessUser,
     pub(super) control: BorrowedFd<'a>,
     pub(super) terminal: Option<Pty>,
     /// A procfs of our own, where a security module needs it.
@@ -146,7 +146,7 @@ impl Ending<'_> {
         };
         if let Some(hooks) = self.hooks {
             // Each is confined as the program will be: this process could not clone any more once it is.
-            hooks::before_exec(hooks, image.environment(), &confine)?;
+            hooks::before_exec(hooks, &confine)?;
         }
         confine()?;
         let never = search(plan, &image)?;
@@ -319,7 +319,7 @@ impl Capabilities {
 
 /// Changes ids and drops capabilities; those that are left to apply after a seccomp filter that needs `CAP_SYS_ADMIN`
 /// are returned.
-fn become_user(plan: &ProcessPlan, user: &User) -> Result<Option<Capabilities>, Fault> {
+fn become_user(plan: &ProcessPlan, user: &ProcessUser) -> Result<Option<Capabilities>, Fault> {
     const STAGE: &str = "user";
     // A machine may lack some: what we do not have, we cannot give.
     let ours = credentials::permitted_capabilities().context(STAGE, "capget", "")?;
@@ -352,15 +352,11 @@ fn become_user(plan: &ProcessPlan, user: &User) -> Result<Option<Capabilities>, 
 
 /// Says that all is set up, then waits for one byte; `false`: the monitor is gone.
 fn report_and_wait(
-    user: &User,
+    user: &ProcessUser,
     control: BorrowedFd<'_>,
     terminal: Option<Pty>,
 ) -> Result<bool, Fault> {
-    let report = Report::Ready {
-        uid: user.uid,
-        gid: user.gid,
-        groups: user.groups.clone(),
-    };
+    let report = Report::Ready(user.clone());
     let packet =
         postcard::to_allocvec(&report).map_err(|error| Fault::check("report", "encode", error))?;
     let master = terminal.as_ref().map(|pty| pty.master.as_fd());
@@ -445,12 +441,7 @@ pub(super) fn run_pause(
 ) -> Result<Abandoned, Fault> {
     label(&plan.process, proc)?;
     let _session = crate::sys::process::new_session();
-    let user = User {
-        uid: 0,
-        gid: 0,
-        groups: Vec::new(),
-        home: Vec::new(),
-    };
+    let user = user::of_numbers(&plan.process.user)?;
     let _none_left = become_user(&plan.process, &user)?;
     let _open_until_exec = control;
     signal::reset_all();

@@ -11,6 +11,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::base::container::ProcessUser;
 use crate::runtime::create::{self, CreateRequest, Received, Spawned};
 use crate::runtime::exec::{self, ExecRequest};
 use crate::runtime::plan::*;
@@ -327,12 +328,22 @@ fn run(plan: &Plan, check: impl FnOnce(Outcome)) {
 }
 
 fn execute(container: &Spawned, process: ProcessPlan) -> Outcome {
-    execute_as(container, process, None)
+    execute_as(container, process, known(0, 0, "/root"), None)
+}
+
+fn known(uid: u32, gid: u32, home: &str) -> ProcessUser {
+    ProcessUser {
+        uid,
+        gid,
+        groups: vec![gid],
+        home: home.into(),
+    }
 }
 
 fn execute_as(
     container: &Spawned,
     process: ProcessPlan,
+    user: ProcessUser,
     user_namespace: Option<(u32, u32)>,
 ) -> Outcome {
     let plan = ExecPlan {
@@ -341,6 +352,7 @@ fn execute_as(
         cgroup: CgroupJoin::V1(Vec::new()),
         user_namespace,
         process,
+        user,
     };
     let plan = memfd::sealed("exec", &plan.encode().unwrap()).unwrap();
     let null = fs::File::open("/dev/null").unwrap();
@@ -362,7 +374,7 @@ fn end(spawned: &Spawned) -> Exit {
 /// The container runs when it has executed.
 fn start(spawned: &Spawned) {
     match receive(spawned) {
-        Received::Report(Report::Ready { .. }, _) => {}
+        Received::Report(Report::Ready(_), _) => {}
         other => panic!("{other:?}"),
     }
     create::start(spawned.control.as_fd()).unwrap();
@@ -388,11 +400,7 @@ fn a_container_from_layers() {
              core\nfd\nmqueue\nnull\nptmx\npts\nstderr\nstdin\nstdout\ntty\nzero\n\
              /proc/self/fd\npts/ptmx\n4\n6"
         );
-        let ready = Some(Report::Ready {
-            uid: 0,
-            gid: 0,
-            groups: vec![0],
-        });
+        let ready = Some(Report::Ready(known(0, 0, "/root")));
         assert_eq!(outcome.ready, ready);
     });
     assert_eq!(

@@ -5,6 +5,7 @@
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
+use crate::base::container::ProcessUser;
 use crate::runtime::plan::{Fault, UserName, UserPlan};
 use crate::sys::file;
 
@@ -15,19 +16,11 @@ const MAX_GROUPS: usize = 8192;
 /// Largest id that Kubernetes knows.
 const MAX_ID: u32 = i32::MAX.unsigned_abs();
 
-/// Who the process will be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct User {
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    /// With `gid`, without repetition.
-    pub(super) groups: Vec<u32>,
-    /// Home directory; `/` where the image knows none.
-    pub(super) home: Vec<u8>,
-}
+/// Longest home directory: no path is longer.
+const MAX_HOME: usize = 4096;
 
-/// Looks the user up in the root.
-pub(super) fn look_up(root: BorrowedFd<'_>, plan: &UserPlan) -> Result<User, Fault> {
+/// Looks the user up in the root of a container that is being made. Never later: its processes may have written the files.
+pub(super) fn look_up(root: BorrowedFd<'_>, plan: &UserPlan) -> Result<ProcessUser, Fault> {
     let passwd = read(root, "/etc/passwd")?;
     let by_name = matches!(plan.group, Some(UserName::Name(_)));
     let group = if by_name || plan.merge_image_groups {
@@ -36,6 +29,11 @@ pub(super) fn look_up(root: BorrowedFd<'_>, plan: &UserPlan) -> Result<User, Fau
         Vec::new()
     };
     resolve(plan, &passwd, &group)
+}
+
+/// The user of the sandbox process, which has no image: all are numbers.
+pub(super) fn of_numbers(plan: &UserPlan) -> Result<ProcessUser, Fault> {
+    resolve(plan, b"", b"")
 }
 
 fn read(root: BorrowedFd<'_>, path: &str) -> Result<Vec<u8>, Fault> {
@@ -107,7 +105,7 @@ fn group_lines(bytes: &[u8]) -> impl Iterator<Item = GroupLine<'_>> {
 }
 
 /// The pure part.
-fn resolve(plan: &UserPlan, passwd: &[u8], group: &[u8]) -> Result<User, Fault> {
+fn resolve(plan: &UserPlan, passwd: &[u8], group: &[u8]) -> Result<ProcessUser, Fault> {
     let bad = |what: String| Fault::check(STAGE, "look up", what);
     let line = match &plan.user {
         UserName::Id(id) => passwd_lines(passwd).find(|line| line.uid == Some(*id)),
@@ -164,8 +162,9 @@ fn resolve(plan: &UserPlan, passwd: &[u8], group: &[u8]) -> Result<User, Fault> 
         )));
     }
     let home = line.map(|line| line.home.to_vec());
-    let home = home.filter(|home| home.first() == Some(&b'/') && !home.contains(&0));
-    Ok(User {
+    let home = home
+        .filter(|home| home.first() == Some(&b'/') && home.len() <= MAX_HOME && !home.contains(&0));
+    Ok(ProcessUser {
         uid,
         gid,
         groups,
@@ -237,6 +236,18 @@ mod tests {
         check(name(""), Err("not in the image's /etc/passwd"));
         check(UserName::Id(u32::MAX), Err("above 2147483647"));
         check(UserName::Id(2_147_483_648), Err("above 2147483647"));
+    }
+
+    #[test]
+    fn numbers_alone() {
+        let mut sandbox = plan(UserName::Id(65_535));
+        sandbox.additional_groups = vec![7, 2000];
+        let found = of_numbers(&sandbox).unwrap();
+        assert_eq!((found.uid, found.gid), (65_535, 0));
+        assert_eq!(found.groups, [0, 7, 2000]);
+        sandbox.group = Some(UserName::Id(2000));
+        assert_eq!(of_numbers(&sandbox).unwrap().groups, [2000, 7]);
+        assert!(of_numbers(&plan(name("app"))).is_err());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::base::handler::passed;
 use crate::runtime::external::{Text, is_owned, staged, staged_device, staged_volume};
 use crate::runtime::plan::{MountSource, Plan, ProcessPlan};
 use crate::runtime::spec::ContainerInput;
-use crate::runtime::spec::oci::{exec_affinity, process as describe_process};
+use crate::runtime::spec::oci::{exec_affinity, is_own, process as describe_process};
 
 /// What older runtimes know too (crun before 1.10 refuses a later one). Newer fields are used all the same: a runtime
 /// looks at what is there.
@@ -25,8 +25,6 @@ const OF_SANDBOX: [&str; 2] = [
     "io.kubernetes.cri.container-type",
     "io.kubernetes.cri.sandbox-id",
 ];
-/// Front of the annotations that are berth's own.
-const OWN: &str = "io.kubernetes.cri.";
 
 /// Keys of annotations that an OCI runtime must not see: they may change what it does, and nobody has let them through.
 pub(crate) fn hidden_annotations(input: &ContainerInput<'_>) -> Vec<String> {
@@ -38,7 +36,7 @@ pub(crate) fn hidden_annotations(input: &ContainerInput<'_>) -> Vec<String> {
     };
     let hidden = given
         .keys()
-        .filter(|key| !shown.contains_key(*key) && !key.starts_with(OWN) && !edited(key));
+        .filter(|key| !shown.contains_key(*key) && !is_own(key) && !edited(key));
     hidden.cloned().collect()
 }
 

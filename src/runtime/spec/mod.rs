@@ -39,7 +39,7 @@ mod tests;
 
 use std::path::Path;
 
-use crate::base::container::{ContainerConfig, Resources};
+use crate::base::container::{ContainerConfig, ProcessUser, Resources};
 use crate::base::edits::{Edits, NetDevice, Rdt};
 use crate::base::handler::Handler;
 use crate::base::id::{ContainerId, PodId};
@@ -416,11 +416,17 @@ pub(crate) fn sandbox(input: &SandboxInput<'_>, host: &HostFacts) -> Result<Buil
     })
 }
 
-/// The plan of one more process in a container: as the first one, with another command.
+/// The plan of one more process in a container: as the first one, with another command. `user` is who that one is: a name
+/// would mean what the container's own files make of it by now.
 ///
 /// # Errors
 /// [`SpecError::Invalid`]: nothing to run, or a NUL byte.
-pub(crate) fn exec(plan: &Plan, command: Vec<String>, terminal: bool) -> Result<ExecPlan> {
+pub(crate) fn exec(
+    plan: &Plan,
+    user: ProcessUser,
+    command: Vec<String>,
+    terminal: bool,
+) -> Result<ExecPlan> {
     process::check_args("cmd", &command)?;
     let mut process = ProcessPlan {
         args: command,
@@ -431,11 +437,23 @@ pub(crate) fn exec(plan: &Plan, command: Vec<String>, terminal: bool) -> Result<
     if terminal && !env.has("TERM") {
         env.set(b"TERM", b"xterm");
     }
+    if !env.has("HOME") {
+        // Here, for an OCI runtime would look it up again.
+        env.set(
+            b"HOME",
+            if user.home.is_empty() {
+                b"/"
+            } else {
+                &user.home
+            },
+        );
+    }
     process.env = env.0;
     Ok(ExecPlan {
         cgroup: plan.cgroup.clone(),
         user_namespace: plan.namespaces.root(),
         process,
+        user,
         text: None,
         cpu: None,
     })

@@ -42,9 +42,28 @@ pub(crate) struct Extras<'a> {
     pub(crate) rdt: Option<Rdt>,
 }
 
+/// Front of the annotations that are berth's own.
+const OWN: &str = "io.kubernetes.cri.";
+/// The rest of those of a container; berth gives each its value.
+const OF_CONTAINERS: [&str; 7] = [
+    "container-type",
+    "container-name",
+    "image-name",
+    "sandbox-id",
+    "sandbox-name",
+    "sandbox-namespace",
+    "sandbox-uid",
+];
+
+/// Is this annotation of a container berth's own?
+pub(crate) fn is_own(key: &str) -> bool {
+    let rest = key.strip_prefix(OWN);
+    rest.is_some_and(|rest| OF_CONTAINERS.contains(&rest))
+}
+
 fn annotations<const N: usize>(list: [(&str, String); N]) -> HashMap<String, String> {
     list.into_iter()
-        .map(|(key, value)| (format!("io.kubernetes.cri.{key}"), value))
+        .map(|(key, value)| (format!("{OWN}{key}"), value))
         .collect()
 }
 
@@ -54,15 +73,17 @@ pub(crate) fn container_annotations(input: &ContainerInput<'_>) -> HashMap<Strin
     let of_pod = passed(&input.pod.annotations, &input.handler.pod_annotations);
     let mut all: HashMap<String, String> = of_pod.into_iter().collect();
     all.extend(input.config.annotations.clone());
-    all.extend(annotations([
-        ("container-type", "container".to_owned()),
-        ("container-name", input.config.name.clone()),
-        ("image-name", input.config.image.image.clone()),
-        ("sandbox-id", input.pod_id.to_string()),
-        ("sandbox-name", metadata.name.clone()),
-        ("sandbox-namespace", metadata.namespace.clone()),
-        ("sandbox-uid", metadata.uid.clone()),
-    ]));
+    let values = [
+        "container".to_owned(),
+        input.config.name.clone(),
+        input.config.image.image.clone(),
+        input.pod_id.to_string(),
+        metadata.name.clone(),
+        metadata.namespace.clone(),
+        metadata.uid.clone(),
+    ];
+    let keys = OF_CONTAINERS.iter().map(|key| format!("{OWN}{key}"));
+    all.extend(keys.zip(values));
     all
 }
 

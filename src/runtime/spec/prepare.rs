@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::base::container::{ContainerConfig, Device, Mount, Propagation};
 use crate::base::handler::Handler;
 use crate::base::pod::PodConfig;
-use crate::base::security::{ContainerSecurity, SecurityProfile, SelinuxLabels};
+use crate::base::security::{SecurityProfile, SelinuxLabels};
 use crate::runtime::apparmor::{self, ProfileError};
 use crate::runtime::plan::DeviceNode;
 use crate::runtime::seccomp::Profile;
@@ -60,7 +60,7 @@ pub(crate) fn container(
     for (index, device) in config.devices.iter().enumerate() {
         devices(index, device, &mut found)?;
     }
-    let apparmor_default = apparmor_default(security, host)?;
+    let apparmor_default = apparmor_default(security.apparmor.as_ref(), security.privileged, host)?;
     mounts::check(&config.mounts, host)?;
     let field = match (security.privileged, &security.seccomp) {
         (true, _) => "privileged_seccomp_profile",
@@ -94,11 +94,14 @@ fn base(config: &ContainerConfig, handler: &Handler) -> Result<Base> {
 /// Reads what a sandbox's spec needs.
 ///
 /// # Errors
-/// [`SpecError`]: the seccomp profile cannot be used.
-pub(crate) fn sandbox(pod: &PodConfig) -> Result<Prepared> {
+/// [`SpecError`]: the seccomp or AppArmor profile cannot be used.
+pub(crate) fn sandbox(pod: &PodConfig, host: &HostFacts) -> Result<Prepared> {
+    let security = &pod.security;
     let field = "linux.security_context.seccomp";
+    let apparmor = security.apparmor.as_ref();
     Ok(Prepared {
-        seccomp: seccomp(field, pod.security.seccomp.as_ref())?,
+        seccomp: seccomp(field, security.seccomp.as_ref())?,
+        apparmor_default: apparmor_default(apparmor, security.privileged, host)?,
         ..Prepared::default()
     })
 }
@@ -123,15 +126,19 @@ fn seccomp(field: &str, asked: Option<&SecurityProfile>) -> Result<Option<Arc<Pr
 }
 
 /// Is the default profile to be used? Sees to it that it is loaded.
-fn apparmor_default(security: &ContainerSecurity, host: &HostFacts) -> Result<bool> {
-    let asked = match &security.apparmor {
+fn apparmor_default(
+    asked: Option<&SecurityProfile>,
+    privileged: bool,
+    host: &HostFacts,
+) -> Result<bool> {
+    let asked = match asked {
         _ if !host.apparmor => return Ok(false), // the pure part refuses a name
         Some(SecurityProfile::Localhost(name)) => {
             apparmor_loaded(name)?;
             return Ok(false);
         }
         Some(SecurityProfile::Unconfined) => return Ok(false),
-        _ if security.privileged => return Ok(false),
+        _ if privileged => return Ok(false),
         asked => asked.is_some(),
     };
     match apparmor::load_default() {

@@ -1,6 +1,6 @@
 //! Security settings of a container's or sandbox's process.
 
-use crate::base::security::{ContainerSecurity, SecurityProfile};
+use crate::base::security::{CapabilityChange, ContainerSecurity, SecurityProfile};
 use crate::runtime::apparmor;
 use crate::runtime::capabilities::{self, UnknownCapability};
 use crate::runtime::plan::CapabilityMasks;
@@ -44,21 +44,21 @@ pub(crate) fn capabilities(
     host: &HostFacts,
 ) -> Result<CapabilityMasks> {
     let available = host.available_capabilities();
-    if security.privileged {
-        return Ok(CapabilityMasks {
-            bounding: available,
-            permitted: available,
-            ambient: 0,
-        });
-    }
     let default = default.unwrap_or_else(capabilities::default_set);
-    capabilities::of_container(&security.capabilities, default, available).map_err(
-        |UnknownCapability(name)| {
-            let problem = "is no capability";
-            let mend = "use a name of capabilities(7), or ALL";
-            SpecError::invalid("capabilities", name, problem, mend)
-        },
-    )
+    let privileged = CapabilityChange {
+        // It has all, whatever is added or dropped; what is not asked for is not ambient.
+        add_ambient: security.capabilities.add_ambient.clone(),
+        ..CapabilityChange::default()
+    };
+    let made = match security.privileged {
+        true => capabilities::of_container(&privileged, available, available),
+        false => capabilities::of_container(&security.capabilities, default, available),
+    };
+    made.map_err(|UnknownCapability(name)| {
+        let problem = "is no capability";
+        let mend = "use a name of capabilities(7), or ALL";
+        SpecError::invalid("capabilities", name, problem, mend)
+    })
 }
 
 /// (masked, read-only) paths: as asked for, and with any those of the base spec; none for a privileged container.

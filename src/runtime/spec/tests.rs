@@ -369,12 +369,22 @@ fn execs_are_like_the_first_process() {
         world.prepared.seccomp = Some(Profile::runtime_default());
     });
     let plan = world.build().unwrap().plan;
-    let made = exec(&plan, vec!["ls".to_owned()], true).unwrap();
+    let user = ProcessUser {
+        uid: 1000,
+        gid: 1001,
+        groups: vec![1001, 7],
+        home: b"/home/app".to_vec(),
+    };
+    let run = |words, terminal| exec(&plan, user.clone(), words, terminal);
+    let made = run(vec!["ls".to_owned()], true).unwrap();
+    // Not looked up again, nor by an OCI runtime.
+    assert_eq!(made.user, user);
     assert_eq!(made.cgroup, plan.cgroup);
     let process = &made.process;
     assert_eq!(process.args, ["ls"]);
     assert!(process.terminal);
     assert!(process.env.contains(&b"TERM=xterm".to_vec()));
+    assert!(process.env.contains(&b"HOME=/home/app".to_vec()));
     let same = ProcessPlan {
         args: plan.process.args.clone(),
         env: plan.process.env.clone(),
@@ -382,10 +392,17 @@ fn execs_are_like_the_first_process() {
         ..process.clone()
     };
     assert_eq!(same, plan.process);
-    let plain = exec(&plan, vec!["ls".to_owned()], false).unwrap();
-    assert_eq!(plain.process.env, plan.process.env);
+    let plain = run(vec!["ls".to_owned()], false).unwrap();
+    let env = [plan.process.env.clone(), vec![b"HOME=/home/app".to_vec()]].concat();
+    assert_eq!(plain.process.env, env);
+    let given = World::with(|world| {
+        world.config.envs = vec![("HOME".to_owned(), b"/given".to_vec())];
+    });
+    let given = given.build().unwrap().plan;
+    let kept = exec(&given, user.clone(), vec!["ls".to_owned()], false).unwrap();
+    assert_eq!(kept.process.env, given.process.env);
     for bad in [vec![], vec![String::new()], vec!["a\0".to_owned()]] {
-        assert!(exec(&plan, bad, false).is_err());
+        assert!(run(bad, false).is_err());
     }
 }
 

@@ -62,7 +62,7 @@ fn live(pod: &Pod<'_>, plan: &Plan) -> Outcome {
                 }
                 create::proceed(spawned.control.as_fd()).unwrap();
             }
-            Received::Report(Report::Ready { .. }, _) => {
+            Received::Report(Report::Ready(_), _) => {
                 create::start(spawned.control.as_fd()).unwrap();
                 return complete(spawned, reader);
             }
@@ -101,7 +101,8 @@ fn every_point_in_order() {
     plan.masked_paths = vec!["/etc/cut".to_owned()];
     plan.process.user.user = UserName::Id(1000);
     plan.process.capabilities = CapabilityMasks::default();
-    let root = "$(cat > /dev/null; pwd)";
+    // They begin in the bundle, as those on the node.
+    let root = "$(cat > /dev/null; pwd)/rootfs";
     let below = format!(
         "cd {root}; ln -s /host link; : > etc/cut; ls dev/null proc/self > /dev/null; test -d /work -o -d /usr && \
          test -e marks/first && echo from-create > marks/second"
@@ -270,7 +271,7 @@ fn in_a_pod_with_a_user_namespace() {
     fs::set_permissions(image.base.path(), fs::Permissions::from_mode(0o711)).unwrap();
     userns::in_pod(&image, |pod| {
         let mut plan = userns::member(&image, "readlink /link; cat /proc/self/uid_map");
-        let script = "cat > /dev/null; id -u; ln -s /from-the-hook link; test -d /usr";
+        let script = "cat > /dev/null; id -u; ln -s /from-the-hook rootfs/link; test -d /usr";
         let inside = "test $(id -u) = 0 && test -h /link";
         with_hooks(
             &image,

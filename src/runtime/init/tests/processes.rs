@@ -36,10 +36,11 @@ fn users_and_privileges() {
         CapBnd:\t0000000000000401\nCapAmb:\t0000000000000400\nNoNewPrivs:\t1\nSeccomp:\t2\n64\n0027\n/work/dir\nagain\n500";
     run(&user, |outcome| {
         assert_eq!(outcome.text(), want);
-        let Some(Report::Ready { uid, gid, groups }) = outcome.ready else {
-            panic!()
+        let ready = ProcessUser {
+            groups: vec![1001, 7, 50],
+            ..known(1000, 1001, "/home/app")
         };
-        assert_eq!((uid, gid, groups), (1000, 1001, vec![1001, 7, 50]));
+        assert_eq!(outcome.ready, Some(Report::Ready(ready)));
     });
     // Without no_new_privs the filter is installed while CAP_SYS_ADMIN is there; nothing of that is left.
     user.process.no_new_privs = false;
@@ -189,13 +190,17 @@ fn more_processes_in_a_container() {
             ),
         );
         assert_eq!(outcome.text(), "main\nsh\n4\n/");
-        let mut as_user = process("id -u; pwd; exit 3");
+        // Nothing in the container tells who an exec is: its files are what its processes made of them.
+        let spoilt = "echo app:x:0:0::/: > /etc/passwd; echo wheel:x:10:app > /etc/group";
+        assert_eq!(execute(&container, process(spoilt)).exit, Exit::Code(0));
+        let mut as_user = process("id -u; id -G; echo $HOME; pwd; exit 3");
         as_user.user.user = UserName::Name("app".to_owned());
+        as_user.user.merge_image_groups = true;
         as_user.cwd = "/tmp".to_owned();
-        let outcome = execute(&container, as_user);
+        let outcome = execute_as(&container, as_user, known(1000, 1001, "/home/app"), None);
         assert_eq!(
             (outcome.exit, outcome.output.as_str()),
-            (Exit::Code(3), "1000\n/tmp\n")
+            (Exit::Code(3), "1000\n1001\n/home/app\n/tmp\n")
         );
         let mut nowhere = process("true");
         nowhere.cwd = "/none".to_owned();
@@ -238,6 +243,7 @@ fn more_processes_in_a_container() {
             cgroup: CgroupJoin::V1(Vec::new()),
             user_namespace: None,
             process: process("true"),
+            user: known(0, 0, "/root"),
         };
         let late = memfd::sealed("exec", &late.encode().unwrap()).unwrap();
         let null = fs::File::open("/dev/null").unwrap();
@@ -261,7 +267,7 @@ fn a_process_that_is_never_started_ends_with_its_monitor() {
         let spawned = spawned.unwrap();
         assert!(matches!(
             receive(&spawned),
-            Received::Report(Report::Ready { .. }, None)
+            Received::Report(Report::Ready(_), None)
         ));
         let status = fs::read_to_string(format!("/proc/{}/status", spawned.pid)).unwrap();
         assert!(status.contains("Threads:\t1\n"), "{status}");

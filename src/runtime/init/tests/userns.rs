@@ -152,11 +152,7 @@ fn files_have_their_owners_inside_and_out() {
                  sh: can't create /plain/new: Permission denied\nnot ours\n3\nsh\ninside"
             )
         );
-        let ready = Some(Report::Ready {
-            uid: 0,
-            gid: 0,
-            groups: vec![0],
-        });
+        let ready = Some(Report::Ready(known(0, 0, "/root")));
         assert_eq!(outcome.ready, ready);
     });
     let owner = |name: &str| {
@@ -215,19 +211,19 @@ fn more_processes_and_terminals() {
         start(&container);
         let root = Some((FIRST, GROUP));
         let script = "cat /proc/self/uid_map | tr -s ' '; id -u; cat /proc/1/comm; echo x > /made; stat -c %u:%g /made; echo out > /dev/stdout";
-        let outcome = execute_as(&container, process(script), root);
+        let outcome = execute_as(&container, process(script), known(0, 0, "/root"), root);
         let want = format!(" 0 {FIRST} {SIZE}\n0\nsleep\n0:0\nout");
         assert_eq!(outcome.text(), want);
         let mut as_user = process("id -u; id -g; echo out > /dev/stdout");
-        as_user.user.user = UserName::Name("app".to_owned());
         as_user.capabilities = CapabilityMasks::default();
+        let app = known(1000, 1001, "/home/app");
         assert_eq!(
-            execute_as(&container, as_user, root).text(),
+            execute_as(&container, as_user, app, root).text(),
             "1000\n1001\nout"
         );
         let mut tty = process("tty; stat -c %u /dev/pts/0");
         tty.terminal = true;
-        let outcome = execute_as(&container, tty, root);
+        let outcome = execute_as(&container, tty, known(0, 0, "/root"), root);
         assert_eq!(outcome.text(), "/dev/pts/0\r\n0");
         assert_eq!(end(&container), Exit::Signal(9));
         let mut tty = member(

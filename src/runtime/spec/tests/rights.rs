@@ -140,6 +140,25 @@ fn a_handler_lets_annotations_through_and_keeps_devices_back() {
 }
 
 #[test]
+fn no_annotation_passes_for_one_of_ours() {
+    let own = "io.kubernetes.cri.sandbox-id";
+    let made_up = [
+        "io.kubernetes.cri.",
+        "io.kubernetes.cri.untrusted",
+        "run.oci.x",
+    ];
+    let world = World::with(|world| {
+        let all = made_up.iter().chain([&own]);
+        let all = all.map(|key| ((*key).to_owned(), "x".to_owned()));
+        world.config.annotations = all.collect();
+    });
+    let built = world.build().unwrap();
+    assert_eq!(built.hidden_annotations, made_up);
+    let shown = built.spec.annotations().clone().unwrap();
+    assert_ne!(shown[own], "x");
+}
+
+#[test]
 fn privileged_containers() {
     let refused = World::with(|world| world.config.security.privileged = true);
     let error = refused.build().unwrap_err();
@@ -159,6 +178,11 @@ fn privileged_containers() {
     assert!(plan.masked_paths.is_empty() && plan.readonly_paths.is_empty());
     assert_eq!(plan.process.capabilities.permitted, (1 << 41) - 1);
     assert_eq!(plan.process.capabilities.ambient, 0);
+    let mut ambient = world;
+    let asked = vec!["CAP_CHOWN".to_owned()];
+    ambient.config.security.capabilities.add_ambient = asked;
+    let sets = ambient.build().unwrap().plan.process.capabilities;
+    assert_eq!((sets.permitted, sets.ambient), ((1 << 41) - 1, 1));
     assert!(!at(&built, "/sys").attributes.readonly);
     assert!(!at(&built, "/sys/fs/cgroup").attributes.readonly);
     assert_eq!(plan.namespaces.cgroup, NamespaceSource::Host);
