@@ -32,6 +32,8 @@ const DRAIN: Duration = Duration::from_secs(1);
 const DIAL: Duration = Duration::from_secs(10);
 /// Bytes read at once.
 const CHUNK: usize = 32 << 10;
+/// Before a terminal that is hung up, and yet neither ends nor goes on, is tried again.
+const HUNG_UP: Duration = Duration::from_millis(200);
 /// How far an attached client may be behind each output, in bytes, beside what is on its way to it.
 const BEHIND: usize = 1 << 20;
 
@@ -401,10 +403,13 @@ async fn feed(mut from: Input, to: OwnedFd) {
             let Ok(mut ready) = to.writable().await else {
                 return;
             };
+            let closed = ready.ready().is_write_closed();
             match ready.try_io(|fd| Ok(rustix::io::write(fd.get_ref(), &bytes)?)) {
                 Ok(Ok(written)) => drop(bytes.split_to(written)),
                 // The reader has closed its end: the rest is nobody's.
                 Ok(Err(_closed)) => return,
+                // A hung-up terminal that is full takes nothing and does not fail; it is "ready" for ever.
+                Err(_would_block) if closed => tokio::time::sleep(HUNG_UP).await,
                 Err(_would_block) => {}
             }
         }
@@ -455,6 +460,7 @@ async fn silence(exited: &mut watch::Receiver<bool>) {
 async fn read_some(from: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> std::io::Result<usize> {
     loop {
         let mut ready = from.readable().await?;
+        let closed = ready.ready().is_read_closed();
         match ready.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), &mut *buffer)?)) {
             Ok(Err(error))
                 if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) =>
@@ -462,6 +468,8 @@ async fn read_some(from: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> std::io::Resul
                 return Ok(0);
             }
             Ok(result) => return result,
+            // A terminal that was hung up and opened again is "ready" for ever.
+            Err(_would_block) if closed => tokio::time::sleep(HUNG_UP).await,
             Err(_would_block) => {}
         }
     }

@@ -102,6 +102,13 @@ class Terminal:
                     expect(re.search(pattern, self.seen), f"{pattern} is not in {self.seen!r} ({error})")
         self.seen = b""
 
+    def ended(self):
+        """Whether the program has ended; what it says is dropped."""
+        with contextlib.suppress(BlockingIOError, OSError):
+            while os.read(self.master, 65536):
+                pass
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+
     def end(self, by=signal.SIGHUP):
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, by)
@@ -372,6 +379,19 @@ def read_bytes(pid):
         return re.search(r"rchar: (\d+)", f.read()).group(1)
 
 
+def flooded(pod, container, transport):
+    """A terminal whose program reads nothing, full of what was typed."""
+    script = "stty raw; echo be''gun; sleep 100000"
+    terminal = Terminal([*pod.c.base, "exec", "--transport", transport, "-it", container, "sh", "-c", script])
+    terminal.until(rb"begun", 20 * pod.s.factor)
+    os.set_blocking(terminal.master, False)
+    sent = 0
+    while select.select([], [terminal.master], [], 1)[1] and sent < 32 * MIB:
+        with contextlib.suppress(BlockingIOError):
+            sent += os.write(terminal.master, bytes(4096))
+    return terminal
+
+
 def stalled(pod, steps):
     """Clients that are killed while nobody takes what they send."""
     s = pod.s
@@ -394,14 +414,16 @@ def stalled(pod, steps):
                 quiet(lambda: read_bytes(client.pid))
                 ended(client)
         with steps.step(f"{transport}: exec -it, killed while its terminal is stalled"):
-            terminal = Terminal([*pod.c.base, "exec", *via, "-it", deaf, "sh", "-c", "stty raw; echo be''gun; sleep 100000"])
-            terminal.until(rb"begun", 20 * s.factor)
-            os.set_blocking(terminal.master, False)
-            sent = 0
-            while select.select([], [terminal.master], [], 1)[1] and sent < 32 * MIB:
-                with contextlib.suppress(BlockingIOError):
-                    sent += os.write(terminal.master, bytes(4096))
-            terminal.end(signal.SIGKILL)
+            flooded(pod, deaf, transport).end(signal.SIGKILL)
+            wait_for(f"the baseline {before}", lambda: settled(s, before), 30 * s.factor)
+        with steps.step(f"{transport}: exec -it, its command ends while its terminal is stalled"):
+            terminal = flooded(pod, deaf, transport)
+            try:
+                pod.run("exec", "--sync", deaf, "killall", "sleep")
+                # The hung-up terminal takes no more and does not fail: nobody may wait for it, or try for ever.
+                wait_for("the session's end", terminal.ended, 20 * s.factor)
+            finally:
+                terminal.end(signal.SIGKILL)
             wait_for(f"the baseline {before}", lambda: settled(s, before), 30 * s.factor)
         with steps.step(f"{transport}: port-forward, killed while the port reads nothing"):
             client, port = forwarding(pod, transport, DEAF)
