@@ -6,6 +6,7 @@
 
 mod defaults;
 mod runtimes;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -168,6 +169,23 @@ config! {
     stream_address: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
     /// Port of the same. 0: any free one.
     stream_port: u16 = 0;
+    /// Seconds that a client may take for a TLS handshake, for its request, and then for opening the streams of a session.
+    stream_creation_timeout: u64 = 30;
+    /// Seconds without a byte in either direction after which a session is closed.
+    stream_idle_timeout: u64 = 14400;
+    /// Encrypt these streams: their URLs become https. kubelet trusts the certificates that the node trusts.
+    stream_enable_tls: bool = false;
+    /// File of the certificate for that (PEM, with those between it and its authority), read again when it changes, as the
+    /// next two. Empty: one that berth signs itself, new at each start; kubelet does not trust it.
+    stream_tls_cert: PathBuf = PathBuf::new();
+    /// File of its key (PEM).
+    stream_tls_key: PathBuf = PathBuf::new();
+    /// File of authorities (PEM): only clients with a certificate of theirs are served. kubelet shows none. Empty: all.
+    stream_tls_ca: PathBuf = PathBuf::new();
+    /// Least version of TLS: `1.2` or `1.3` (or as CRI-O: `VersionTLS12`, `VersionTLS13`).
+    stream_tls_min_version: String = "1.2".to_owned();
+    /// Cipher suites of 1.2 and 1.3 that may be used (`TLS_AES_256_GCM_SHA384`). Empty: all that are built in.
+    stream_tls_cipher_suites: Vec<String> = vec![];
     /// Address and port (`127.0.0.1:9464`) on which the daemon's own metrics are served for Prometheus, at /metrics.
     /// There is neither encryption nor login: keep it on the loopback. Empty: off.
     metrics_address: String = String::new();
@@ -331,6 +349,7 @@ impl Config {
             return bad("metrics_address", &self.metrics_address, mend);
         }
         self.check_numbers()?;
+        self.check_stream()?;
         if crate::daemon::logging::filter(&self.log_level).is_none() {
             let mend = "use `error`, `warn`, `info`, `debug` or `trace`, or a list such as `info,berth::images=debug`";
             return bad("log_level", &self.log_level, mend.to_owned());
@@ -358,6 +377,9 @@ impl Config {
             ("nri_plugin_dir", &self.nri_plugin_dir),
             ("nri_plugin_config_dir", &self.nri_plugin_config_dir),
             ("blockio_config_file", &self.blockio_config_file),
+            ("stream_tls_cert", &self.stream_tls_cert),
+            ("stream_tls_key", &self.stream_tls_key),
+            ("stream_tls_ca", &self.stream_tls_ca),
         ] {
             if !path.as_os_str().is_empty() {
                 paths.push((key, path));

@@ -9,7 +9,7 @@ use crate::engine::{Engine, EngineConfig, EngineError, Parts, SelinuxConfig, Str
 use crate::images::{ImageError, ImageStore, ImagesConfig};
 use crate::network::{Network, NetworkConfig, NetworkError, cidr};
 use crate::nri::{Nri, NriConfig, Rejects, Validator};
-use crate::streaming::{Limits, Server, StreamError};
+use crate::streaming::{Server, StreamError};
 
 /// Why a part could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -111,7 +111,7 @@ fn nri(config: &Config) -> NriConfig {
 /// The server of Exec, Attach and PortForward.
 ///
 /// # Errors
-/// [`PartError::Streaming`]: it cannot listen.
+/// [`PartError::Streaming`]: it cannot listen, or not encrypt.
 pub(super) async fn streaming(
     config: &Config,
     engine: &Engine,
@@ -119,7 +119,8 @@ pub(super) async fn streaming(
 ) -> Result<Server, PartError> {
     let address = std::net::SocketAddr::new(config.stream_address, config.stream_port);
     let endpoint = std::sync::Arc::new(StreamEndpoint(engine.clone()));
-    Ok(Server::start(address, endpoint, Limits::default(), tasks.clone()).await?)
+    let (limits, tls) = (config.stream_limits(), config.stream_tls());
+    Ok(Server::start(address, endpoint, limits, tls, tasks.clone()).await?)
 }
 
 /// An address pool; an empty text is none.

@@ -13,6 +13,7 @@ use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::tls::{Tls, Wire};
 use super::{Endpoint, Limits, Sessions, StreamRequest, port_forward, remote_command, websocket};
 use crate::base::tasks::Tasks;
 
@@ -35,6 +36,7 @@ pub(super) struct Site {
     pub(super) sessions: Arc<Sessions>,
     pub(super) endpoint: Arc<dyn Endpoint>,
     pub(super) limits: Limits,
+    pub(super) tls: Option<Arc<Tls>>,
     pub(super) tasks: Tasks,
 }
 
@@ -82,6 +84,8 @@ async fn connection(socket: TcpStream, site: Site, place: OwnedSemaphorePermit) 
         tracing::debug!(%error, "streaming socket without its options");
     }
     let patience = site.limits.creation;
+    let opened = Wire::open(socket, site.tls.as_deref(), patience).await;
+    let Some(socket) = opened else { return };
     let service = service_fn(move |request| {
         let site = site.clone();
         async move { Ok::<_, Infallible>(answer(request, &site)) }

@@ -19,6 +19,7 @@ mod port_forward;
 mod remote_command;
 mod session;
 pub(crate) mod spdy;
+mod tls;
 mod websocket;
 
 #[cfg(test)]
@@ -35,6 +36,8 @@ use tokio::net::TcpStream;
 pub(crate) use channel::{Gone, Input, Output, Size, Stdio};
 use session::Sessions;
 pub(crate) use session::{StdioFlags, StreamRequest};
+use tls::Tls;
+pub(crate) use tls::{TlsError, TlsOptions, TlsPair, TlsSetting};
 
 use crate::base::error::{HasKind, Kind};
 use crate::base::tasks::Tasks;
@@ -83,6 +86,9 @@ pub(crate) enum StreamError {
         /// How many.
         open: usize,
     },
+    /// TLS cannot be as it is configured.
+    #[error("TLS of the streaming server")]
+    Tls(#[from] TlsError),
     /// The server cannot listen.
     #[error("streaming server: listen on {address}")]
     Listen {
@@ -98,7 +104,7 @@ impl HasKind for StreamError {
         match self {
             Self::Invalid { .. } => Kind::InvalidArgument,
             Self::Busy { .. } => Kind::ResourceExhausted,
-            Self::Listen { .. } => Kind::Internal,
+            Self::Tls(_) | Self::Listen { .. } => Kind::Internal,
         }
     }
 }
@@ -137,18 +143,21 @@ impl Default for Limits {
 #[derive(Clone, Debug)]
 pub(crate) struct Server {
     sessions: Arc<Sessions>,
+    scheme: &'static str,
     address: SocketAddr,
 }
 
 impl Server {
-    /// Listens on `address` (port 0: any free one) and serves until the daemon ends.
+    /// Listens on `address` (port 0: any free one) and serves until the daemon ends; encrypted, if there are options
+    /// for that.
     ///
     /// # Errors
-    /// [`StreamError::Listen`].
+    /// [`StreamError::Listen`], [`StreamError::Tls`].
     pub(crate) async fn start(
         address: SocketAddr,
         endpoint: Arc<dyn Endpoint>,
         limits: Limits,
+        tls: Option<TlsOptions>,
         tasks: Tasks,
     ) -> Result<Self, StreamError> {
         let failed = |source| StreamError::Listen { address, source };
@@ -156,16 +165,26 @@ impl Server {
             .await
             .map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
+        let tls = tls
+            .map(|options| Tls::new(options, address.ip()))
+            .transpose()?
+            .map(Arc::new);
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let sessions = Arc::new(Sessions::new(limits));
         let site = http::Site {
             sessions: sessions.clone(),
             endpoint,
             limits,
+            tls,
             tasks: tasks.clone(),
         };
         // Ends with the runtime; nobody waits for it.
         drop(tasks.spawn(http::serve(listener, site)));
-        Ok(Self { sessions, address })
+        Ok(Self {
+            sessions,
+            scheme,
+            address,
+        })
     }
 
     /// Keeps a request and returns the URL at which it can be used once within a minute.
@@ -175,6 +194,9 @@ impl Server {
     pub(crate) fn url(&self, request: StreamRequest) -> Result<String, StreamError> {
         let verb = request.verb();
         let token = self.sessions.keep(request)?;
-        Ok(format!("http://{}/{verb}/{token}", self.address))
+        let Self {
+            scheme, address, ..
+        } = self;
+        Ok(format!("{scheme}://{address}/{verb}/{token}"))
     }
 }

@@ -112,7 +112,7 @@ async fn fixture_with(limits: Limits) -> Fixture {
         running: running.clone(),
     });
     let address = "127.0.0.1:0".parse().unwrap();
-    let server = Server::start(address, endpoint, limits, Tasks::default())
+    let server = Server::start(address, endpoint, limits, None, Tasks::default())
         .await
         .unwrap();
     Fixture { server, running }

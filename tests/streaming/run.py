@@ -189,9 +189,9 @@ def attach_by_hand(pod, steps, transport):
         pod.c("rm", container)
 
 
-def forwarding(pod, transport, to):
+def forwarding(pod, transport, to, *flags):
     """A crictl port-forward to a port of the pod, and the local port."""
-    client = pod.client("port-forward", "--transport", transport, pod.id, f"0:{to}")
+    client = pod.client("port-forward", "--transport", transport, *flags, pod.id, f"0:{to}")
     line = client.stdout.readline()
     found = re.search(rb"127\.0\.0\.1:(\d+) ", line)
     if not found:
@@ -201,9 +201,9 @@ def forwarding(pod, transport, to):
 
 
 @contextlib.contextmanager
-def forwarded(pod, transport, held=contextlib.nullcontext()):
+def forwarded(pod, transport, *flags, to=PORT, held=contextlib.nullcontext()):
     """crictl port-forward to the pod's server; gives the local port. crictl ends by SIGKILL, `held` after it."""
-    client, port = forwarding(pod, transport, PORT)
+    client, port = forwarding(pod, transport, to, *flags)
     with held:
         try:
             yield port
@@ -520,7 +520,7 @@ def many(pod, container, steps, sessions):
         each = 50
         for batch in range(-(-sessions // each)):
             held = contextlib.ExitStack()
-            with forwarded(pod, TRANSPORTS[batch % 2], held) as port, concurrent.futures.ThreadPoolExecutor(AT_ONCE) as threads:
+            with forwarded(pod, TRANSPORTS[batch % 2], held=held) as port, concurrent.futures.ThreadPoolExecutor(AT_ONCE) as threads:
                 done = list(threads.map(lambda n: n % 3 == 0 and ask(port, cut=True) == b"" or b"the page" in ask(port),
                                         range(each)))
                 expect(all(done), f"{done.count(False)} of {each} failed in batch {batch}")

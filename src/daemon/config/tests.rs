@@ -85,6 +85,38 @@ fn values_that_cannot_be_say_why() {
             "hooks_dir = [\"hooks.d\"]",
             "hooks_dir = \"hooks.d\": use an absolute path",
         ),
+        ("stream_idle_timeout = 0", "use 1 to 2592000"),
+        ("stream_creation_timeout = 2592001", "use 1 to 2592000"),
+        ("stream_tls_cert = \"crt\"", "absolute path"),
+        (
+            "stream_tls_cert = \"/crt\"",
+            "stream_tls_key = \"\": name both",
+        ),
+        (
+            "stream_tls_key = \"/key\"",
+            "stream_tls_cert = \"\": name both",
+        ),
+        ("stream_tls_ca = \"/ca\"", "stream_enable_tls = false"),
+        (
+            "stream_tls_min_version = \"1.3\"",
+            "stream_enable_tls = false",
+        ),
+        (
+            "stream_tls_min_version = \"VersionTLS11\"",
+            "use `1.2` or `1.3`",
+        ),
+        (
+            "stream_enable_tls = true\nstream_tls_cert = \"/no/crt\"\nstream_tls_key = \"/no/key\"",
+            "stream_tls_cert = \"/no/crt\": read /no/crt: No such file",
+        ),
+        (
+            "stream_enable_tls = true\nstream_tls_ca = \"/no/ca\"",
+            "stream_tls_ca = \"/no/ca\": read /no/ca: No such file",
+        ),
+        (
+            "stream_enable_tls = true\nstream_tls_cipher_suites = [\"NULL\"]",
+            "stream_tls_cipher_suites = [\"NULL\"]: \"NULL\" is not built in",
+        ),
         ("monitor_pool = \"two\"", "monitor_pool"),
         ("registry_config_path = 1", "path"),
         ("socket = ", "1"),
@@ -95,6 +127,26 @@ fn values_that_cannot_be_say_why() {
             "{text}: {message}"
         );
     }
+}
+
+#[test]
+fn what_the_streaming_server_gets() {
+    let read = |text| Config::parse(Path::new("c"), text).unwrap();
+    assert_eq!(read("").stream_tls(), None);
+    let limits = read("stream_creation_timeout = 2\nstream_idle_timeout = 3").stream_limits();
+    assert_eq!((limits.creation.as_secs(), limits.idle.as_secs()), (2, 3));
+    let defaults = read("").stream_limits();
+    assert_eq!(
+        (defaults.creation.as_secs(), defaults.idle.as_secs()),
+        (30, 4 * 60 * 60)
+    );
+    let suite = "TLS_AES_256_GCM_SHA384";
+    let text = format!(
+        "stream_enable_tls = true\nstream_tls_min_version = \"VersionTLS13\"\nstream_tls_cipher_suites = [{suite:?}]"
+    );
+    let options = read(&text).stream_tls().unwrap();
+    assert!(options.only_13 && options.pair.is_none() && options.client_ca.is_none());
+    assert_eq!(options.cipher_suites, [suite]);
 }
 
 #[test]
