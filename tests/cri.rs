@@ -24,6 +24,8 @@ mod newer;
 mod options;
 #[path = "cri/registry.rs"]
 mod registry;
+#[path = "cri/streams.rs"]
+mod streams;
 
 use std::collections::HashMap;
 use std::time::Duration;
