@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use crate::base::error::{HasKind, chain};
 use crate::engine::Engine;
 use crate::engine::container::Container;
-use crate::engine::container_create::monitor_of;
+use crate::engine::container_create::{check_ready, monitor_of};
 use crate::engine::container_exec::check_running;
 use crate::engine::core::blocking;
 use crate::engine::error::{EngineError, Result};
@@ -51,10 +51,10 @@ impl Engine {
     /// The full id of a ready pod, for PortForward.
     ///
     /// # Errors
-    /// [`EngineError::NotFound`], [`EngineError::NotReady`] or the like.
+    /// [`EngineError::NotFound`], [`EngineError::State`].
     pub(crate) fn ready_pod(&self, id: &str) -> Result<String> {
         let pod = self.core().pod(id)?;
-        monitor_of(&pod)?;
+        check_ready(&pod, "forward ports of")?;
         Ok(pod.id.to_string())
     }
 
@@ -156,14 +156,16 @@ impl Engine {
 
     async fn dial_pod(&self, id: String, port: u16) -> Result<TcpStream> {
         let pod = self.core().pod(&id)?;
-        monitor_of(&pod)?;
-        let pause = pod.lock().pause_pid;
-        let netns = match pause {
-            Some(pid) if !pod.host_network() => {
-                let path = format!("/proc/{pid}/ns/net");
-                Some(std::fs::File::open(path).map_err(EngineError::io("find the pod's network"))?)
-            }
-            _ => None,
+        check_ready(&pod, "forward ports of")?;
+        let netns = if pod.host_network() {
+            None
+        } else {
+            // Its pause may have ended since: then there is nowhere to connect, least of all on the node.
+            let pause = pod.lock().pause_pid.ok_or(std::io::ErrorKind::NotFound);
+            let netns = pause
+                .map_err(Into::into)
+                .and_then(|pid| std::fs::File::open(format!("/proc/{pid}/ns/net")));
+            Some(netns.map_err(EngineError::io("find the pod's network"))?)
         };
         let sockets = blocking("open sockets in the pod", move || {
             let open = || {

@@ -249,6 +249,34 @@ def parallel_forwards(pod, steps, transport):
         wait_for(f"the baseline {before}", lambda: settled(pod.s, before), wait)
 
 
+def stopped_pod(pod, cri, steps):
+    """A session that outlives its pod leads nowhere: not to what listens on the node."""
+    url = cri.port_forward(pod.id)
+    with socket.create_server(("127.0.0.1", 0)) as node, Spdy(url, "portforward.k8s.io") as session:
+        def pair(name, port):
+            for kind in ("error", "data"):
+                session.open(name + kind, streamtype=kind, port=str(port), requestid=name)
+            session.send(name + "error", b"", end=True)
+
+        with steps.step("a forward of a pod that has stopped reaches nothing on the node"):
+            pair("before", PORT)
+            session.send("beforedata", b"GET /index.html HTTP/1.0\r\n\r\n")
+            expect(b"the page" in session.until_ended("beforedata")[0], "no page")
+            pod.c("stopp", pod.id)
+            pair("after", node.getsockname()[1])
+            session.socket.settimeout(5 * pod.s.factor)
+            told = b""
+            with contextlib.suppress(TimeoutError):  # where it is connected, nothing is told
+                told = session.until_ended("aftererror")[0]
+            node.settimeout(0)
+            try:
+                node.accept()
+            except BlockingIOError:
+                expect(b"forward" in told, f"{told!r}")
+            else:
+                raise Failure("it reaches the node's own port")
+
+
 def restarted(s, **extra):
     """The same daemon and its pods, with other keys."""
     s.runtime.extra = extra
@@ -336,7 +364,8 @@ def main():
         late(begun, waiting, steps)
         fixed_place(s, cri, container, steps)
         limits(pod, cri, container, steps)
-        pod.c("stopp", pod.id)
+        restarted(s)
+        stopped_pod(pod, cri, steps)
         pod.c("rmp", pod.id)
     sys.exit(steps.finish())
 
