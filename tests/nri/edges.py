@@ -8,7 +8,7 @@ import time
 from harness.report import expect, wait_for
 from limits import configured, limit, pod_with
 from walkthrough import written
-from world import LIFE, Plugin, consistent, plugin
+from world import IMAGE, LIFE, Plugin, consistent, plugin
 
 VALIDATE = "ValidateContainerAdjustment"
 ENDS = ("StopContainer", "RemoveContainer", "StopPodSandbox", "RemovePodSandbox")
@@ -56,7 +56,7 @@ def edges(w, steps):
         silent = Silent(w)
         with plugin(w, "40", "talks"):
             joined = time.monotonic()
-        for part in (validators, disputes, joining, pods_in_between, evictions):
+        for part in (validators, disputes, joining, pods_in_between, evictions, pod_resources):
             part(w, steps)
         with steps.step("a connection that never registers is cut in time, and holds up nobody"):
             silent.thread.join(60 * w.factor)
@@ -263,15 +263,20 @@ def nothing_asked(w, p, stopped):
     twin = w.started(pod, "twin")
     before, listed = p.events(), w.listed()
     nobody = "f" * 64
-    nameless = written(w.work, "nameless.json", {"log_directory": w.work})
     missing = written(w.work, "missing.json", {"metadata": {"name": "x"}, "image": {"image": "registry.k8s.io/no-such:1"}})
     # Asked for again they are what they are.
     expect(w.c.id("runp", w.pod_config("twin")) == pod, "another pod")
     w.c.run("create", pod, w.config("twin"), w.any)
-    for command in (("runp", nameless), ("create", nobody, w.config("x"), w.any), ("create", pod, missing, w.any),
-                    ("create", pod, nameless, w.any), ("create", stopped, w.config("x"), w.any), ("start", nobody),
-                    ("start", twin), ("update", "--memory", str(36 << 20), nobody)):
+    for command in (("create", nobody, w.config("x"), w.any), ("create", pod, missing, w.any),
+                    ("create", stopped, w.config("x"), w.any), ("start", nobody), ("start", twin),
+                    ("update", "--memory", str(36 << 20), nobody)):
         w.c.fails(*command)
+    for method, request, word in (("RunPodSandbox", {}, "config"), ("RunPodSandbox", {"config": {"hostname": "x"}}, "metadata"),
+                                  ("CreateContainer", {"pod_sandbox_id": pod}, "config"),
+                                  ("CreateContainer", {"pod_sandbox_id": pod, "config": {"image": {"image": IMAGE}}}, "metadata"),
+                                  ("UpdatePodSandboxResources", {"pod_sandbox_id": nobody}, nobody[:12])):
+        code, _, error = w.call(method, request)
+        expect(code == 1 and word in error, f"{method} {request}: {error}")
     for verb in ("stopp", "rmp", "stop", "rm"):
         w.c.run(verb, nobody)
     w.c("stopp", stopped)
@@ -307,6 +312,35 @@ def evictions(w, steps):
         expect(w.c.json("inspect", guest)["status"]["state"] == "CONTAINER_RUNNING", "the guest")
         w.remove(pod)
         expect(all(p.about(one).count("StopContainer") == 1 for one in victims), str(p.about(*victims)))
+
+
+def pod_resources(w, steps):
+    with steps.step("UpdatePodSandboxResources: asked, told, refused"), plugin(w, "20", "late") as late, \
+            plugin(w, "10", "early") as early:
+        pod = w.pod()
+        ask = lambda **given: w.call("UpdatePodSandboxResources", {"pod_sandbox_id": pod, **given})  # noqa: E731
+        code, _, error = ask(overhead={"memory_limit_in_bytes": 10 << 20}, resources={"cpu_shares": 300, "cpu_quota": 7000})
+        expect(code == 0, error)
+        for one in (early, late):
+            told = [e["event"] for e in one.events() if "UpdatePod" in e["event"]]
+            expect(told == ["UpdatePodSandbox", "PostUpdatePodSandbox"], f"{one.name}: {told}")
+            event = one.events("UpdatePodSandbox")[0]
+            cpu = {key: int(value["value"]) for key, value in event["resources"]["cpu"].items() if value and "value" in value}
+            expect(event["pod"]["id"] == pod and (cpu["shares"], cpu["quota"]) == (300, 7000), str(event))
+            expect(event["overhead"]["memory"]["limit"]["value"] == str(10 << 20), str(event["overhead"]))
+            after = one.events("PostUpdatePodSandbox")[0]["pod"]["linux"]
+            expect(after["pod_resources"]["cpu"]["shares"]["value"] == "300", f"not in force afterwards: {after}")
+            expect(after["pod_overhead"]["memory"]["limit"]["value"] == str(10 << 20), f"not in force afterwards: {after}")
+        late.script({"UpdatePodSandbox": {"error": "not in this pod"}})
+        code, _, error = ask(resources={"cpu_shares": 900})
+        expect(code == 1 and "not in this pod" in error and "20-late" in error, error)
+        expect(len(early.events("PostUpdatePodSandbox")) == 1, "told of what was refused")
+        late.script({})
+        code, _, error = ask(overhead={"memory_limit_in_bytes": 12 << 20})
+        expect(code == 0, error)
+        event = late.events("UpdatePodSandbox")[-1]
+        expect(event["resources"]["cpu"]["shares"]["value"] == "300", f"what was refused is kept: {event['resources']}")
+        w.remove(pod)
 
 
 def built_in(w, steps):

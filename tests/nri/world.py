@@ -117,6 +117,13 @@ class World:
         code, out, _ = self.c.run("info")
         return json.loads(out)["nri"]["plugins"] if code == 0 else []
 
+    def call(self, method, request):
+        """A call of CRI's RuntimeService that crictl has no command for: exit status, answer, words of the error."""
+        command = [runtimes.tool("NRI_PLUGIN"), "-socket", self.s.runtime.socket, "-call", method]
+        done = subprocess.run(command, input=json.dumps(request).encode(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              timeout=60 * self.factor, check=False)
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
     def pod_config(self, name, **linux):
         return written(self.work, f"{name}.pod.json", {
             "metadata": {"name": name, "namespace": "nri", "attempt": 0, "uid": "uid-" + name},

@@ -1,6 +1,7 @@
 // The NRI plugin of tests/nri: it writes down every event and answers by a script.
 //
 //	nri-plugin -socket PATH -idx NN -name NAME -log FILE [-script FILE] [-once]
+//	nri-plugin -socket PATH -call METHOD < REQUEST (a call of CRI itself: call.go)
 //
 // Started by the runtime (descriptor 3), it takes {"log": FILE, "script": FILE} from its configuration. The script is
 // JSON, read again at every event: {EVENT: {"container": NAME, "error": TEXT, "delay_ms": N, "exit": true,
@@ -324,7 +325,12 @@ func main() {
 	p := &plugin{}
 	flag.StringVar(&p.log, "log", "", "")
 	flag.StringVar(&p.script, "script", "", "")
+	method := flag.String("call", "", "")
 	flag.Parse()
+	if *method != "" {
+		fail(call(*socket, *method))
+		return
+	}
 	options := []stub.Option{stub.WithTTRPCOptions(
 		[]ttrpc.ClientOpts{ttrpc.WithUnaryClientInterceptor(p.asks)}, []ttrpc.ServerOpt{ttrpc.WithUnaryServerInterceptor(p.answers)})}
 	if *socket != "" {
