@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What streaming promises to every client, old and new, by a client of the tests' own and by crictl.
 
-    protocols.py [--runtime NAME]
+    protocols.py
 
 Each protocol version over SPDY and WebSocket; a terminal attached to, and its sizes; URLs that are used twice, late, by GET and
 by POST; a gigabyte out and a quarter in; a server on ::1; a hundred forwards at once; the configured address, port and
