@@ -203,7 +203,7 @@ def pods_in_between(w, steps):
         with steps.step("a pod that a plugin still thinks about is nobody's"):
             late.script({"RunPodSandbox": pause(w)})
             made, looks = [], 0
-            thread, thinks = unanswered(w, late, "RunPodSandbox", lambda: made.append(w.pod("hooked")))
+            thread, thinks = unanswered(w, late, "RunPodSandbox", lambda: made.append(w.pod("pondered")))
             pod = late.events("RunPodSandbox")[-1]["pod"]["id"]
             while thinks():
                 code, out, _ = w.c.run("inspectp", pod)
