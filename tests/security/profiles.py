@@ -87,6 +87,16 @@ def actions(steps, s, pod):
         expect(f"mkdir {errno.EPERM}" in out and f"AF_UNIX {errno.EPERM}" in out and "kill 0 0" in out, f"{code}: {out}")
 
 
+def program(command, text):
+    subprocess.run(command, input=text.encode(), check=True)
+
+
+def become(profile_name):
+    """The next exec of this process has the AppArmor profile."""
+    with open("/proc/self/attr/exec", "w") as f:
+        f.write("exec " + profile_name)
+
+
 def apparmor(steps, s, c, pod):
     if not os.path.exists(APPARMOR):
         with steps.step("AppArmor: a profile by name is refused where the kernel has none"):
@@ -120,8 +130,7 @@ def apparmor(steps, s, c, pod):
         mighty.remove()
     with steps.step("AppArmor: a profile of the node's, and one that is not loaded"):
         text = "profile berth-test-own flags=(attach_disconnected) { file, network, capability, deny /tmp/no w, }\n"
-        load = lambda how: subprocess.run(["apparmor_parser", how], input=text.encode(), check=True)  # noqa: E731
-        load("--replace")
+        program(["apparmor_parser", "--replace"], text)
         try:
             security = {"apparmor": {"profile_type": 2, "localhost_ref": "berth-test-own"}}
             expect(labels(pod, security) == "berth-test-own (enforce)", "another profile")
@@ -130,8 +139,18 @@ def apparmor(steps, s, c, pod):
             expect(code != 0 and "/tmp/no" in said, f"{code} {said}")
             c("rm", "--force", container)
         finally:
-            load("--remove")
+            program(["apparmor_parser", "--remove"], text)
         pod.refused({"apparmor": {"profile_type": 2, "localhost_ref": "berth-test-none"}}, "berth-test-none", "not loaded")
+    with steps.step("AppArmor: runc and crun send signals to containers where they have profiles of their own"):
+        _, pid = pod.run({})
+        for name, sent in (("runc", True), ("crun", True), ("berth-test-stranger", False)):
+            program(["apparmor_parser", "--replace"], f"profile {name} {{ file, signal, capability, }}\n")
+            try:
+                done = subprocess.run(["kill", "-CONT", str(pid)], stderr=subprocess.PIPE, check=False,
+                                      preexec_fn=lambda name=name: become(name))
+                expect((done.returncode == 0) == sent, f"{name}: {done.returncode} {done.stderr}")
+            finally:
+                program(["apparmor_parser", "--remove"], f"profile {name} {{ file, signal, capability, }}\n")
     with steps.step("AppArmor: a container is ended by its runtime and by the node"):
         container, pid = pod.run({})
         c("stop", "-t", "1", container)
