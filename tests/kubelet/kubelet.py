@@ -42,7 +42,8 @@ SYSCTLS = ("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/pa
 SUSPECT = re.compile(r"runtime|\bcri\b|pleg|cadvisor|sandbox|container|cgroup|image|probe", re.I)
 # ... and that are in order, with the reason: what in kubelet (v1.36.1) or its cAdvisor (v0.56.2) writes the line. "Peer": the
 # same line comes with containerd 2.4.2 below the same kubelet. A pattern with `again` (as berth says it, or the peer)
-# fits only a container that kubelet had begun to remove before, one with `orphan` a pod whose directory kubelet has cleaned up.
+# fits only a container that kubelet had begun to remove twice, one with `begun` once, one with `orphan` a pod whose directory
+# kubelet has cleaned up.
 CALL = r"remote_runtime\.go:\d+\] "
 REMOVED = r"(?:no container \\\"(?P<again>[0-9a-f]{64})\\\" on this node|an error occurred when try to find container \\\"(?P<again_peer>[0-9a-f]{64})\\\": not found)"
 BACK_OFF = r'failed to \\"StartContainer\\" for \\"(?:failing|hungry)\\" with CrashLoopBackOff: \\"[^"]*\\"'
@@ -74,6 +75,10 @@ ALLOWED = (
     (CALL + r'"ContainerStatus from runtime service failed" err="rpc error: code = NotFound desc = ' + REMOVED,
      "kubelet removes a container again (DeleteContainer, containerGC) that it has just removed: removeContainerLog asks for its "
      "status; peer"),
+    (CALL + r'"ContainerStatus from runtime service failed" err="rpc error: code = NotFound desc = no container \\"(?P<begun>[0-9a-f]{64})\\" '
+     r'on this node" pod="[^"]+" containerID="(?P=begun)"',
+     "a pod's worker lists the containers and then asks for each (getPodContainerStatuses, whose comment calls it normal), while "
+     "containerGC, in another goroutine, removes one"),
     (r'kuberuntime_gc\.go:\d+\] "Failed to remove container" err="failed to get container status .*code = NotFound desc = ' + REMOVED,
      "as above, told by containerGC; peer"),
     # Seen in one run of thirty; kubelet makes the pod again.
@@ -153,7 +158,9 @@ def explain(log, allowed):
 def fits(pattern, line, removals, orphans):
     found = re.search(pattern, line)
     named = {key: value for key, value in found.groupdict().items() if value} if found else {}
-    return found and all(value in orphans if key == "orphan" else removals[value] > 1 for key, value in named.items())
+    often = {"begun": 1}
+    return found and all(value in orphans if key == "orphan" else removals[value] >= often.get(key, 2)
+                         for key, value in named.items())
 
 
 class Kubelet:
