@@ -152,8 +152,7 @@ impl Engine {
         let mut prepared = self.prepare(container, held).await?;
         check_ready(&container.pod, "create a container in")?;
         let devices = std::mem::take(&mut prepared.net_devices);
-        let pause = container.pod.lock().pause_pid;
-        let taken = core.lower.take_devices(pause, devices).await?;
+        let taken = core.lower.take_devices(&container.pod, devices).await?;
         let made = self.make_process(container, prepared).await;
         if made.is_err() {
             taken.give_back().await;

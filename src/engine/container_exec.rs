@@ -13,7 +13,6 @@ use crate::engine::error::{EngineError, Result};
 use crate::engine::facade::ExecOutput;
 use crate::engine::state::{ContainerPhase, Refused};
 use crate::nri::ContainerEvent;
-use crate::runtime::spec::resources::check_floor;
 
 /// Most bytes of each of the two streams of an ExecSync: both and the rest fit kubelet's 16 MiB.
 const OUTPUT_CAP: usize = 8 * 1024 * 1024 - 16 * 1024;
@@ -95,8 +94,6 @@ impl Engine {
                 }
             }
             let wanted = engine.plugins_update(&container, resources).await?;
-            check_floor(&wanted, &container.pod.handler)
-                .map_err(EngineError::step("update the container's limits"))?;
             engine.apply_limits(&container, wanted).await?;
             let event = ContainerEvent::PostUpdate;
             engine.plugins_event(event, &container).await;

@@ -195,7 +195,6 @@ pub(crate) struct MonitorClient {
 #[derive(Debug)]
 struct Shared {
     socket: AsyncFd<OwnedFd>,
-    #[cfg_attr(not(test), expect(dead_code, reason = "for display in tests"))]
     pid: u32,
     pidfd: AsyncFd<OwnedFd>,
     waiting: Mutex<Waiting>,
@@ -270,10 +269,17 @@ impl MonitorClient {
         Ok((client, events))
     }
 
-    /// Pid of the monitor, for display.
-    #[cfg(test)]
+    /// Pid of the monitor, to find its children by. It is another's once the monitor is lost.
     pub(crate) fn pid(&self) -> u32 {
         self.shared.pid
+    }
+
+    /// Whether the monitor has ended, known to us or not. If not, [`Self::pid`] is still its own.
+    ///
+    /// # Errors
+    /// The number of `poll(2)`.
+    pub(crate) fn has_ended(&self) -> io::Result<bool> {
+        process::has_ended(self.shared.pidfd.get_ref().as_fd())
     }
 
     /// One call and its reply. When the future is dropped, the monitor does it all the same.

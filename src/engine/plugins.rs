@@ -23,7 +23,7 @@ use crate::engine::state::{ContainerPhase, PodPhase};
 use crate::nri::{
     ContainerEvent, ContainerFacts, Eviction, Node, PodEvent, PodFacts, Round, Update, Work,
 };
-use crate::runtime::spec::block_io;
+use crate::runtime::spec::{block_io, resources::check_floor};
 
 /// Seconds that an evicted container gets to end by itself.
 const EVICTION_GRACE_S: i64 = 30;
@@ -374,6 +374,8 @@ impl Engine {
                 ));
             }
         }
+        check_floor(&wanted, &container.pod.handler)
+            .map_err(EngineError::step("update the container's limits"))?;
         let (cgroups, path) = (core.lower.cgroups.clone(), container.cgroup());
         let mut wanted = self.with_block_io(wanted).await?;
         if wanted.oom_score_adj != 0 {

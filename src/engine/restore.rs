@@ -69,16 +69,13 @@ impl Engine {
         let known: Vec<_> = restored.iter().map(|(pod, _)| pod.id).collect();
         let live: Vec<_> = restored
             .iter()
-            .filter_map(|(pod, _)| {
+            .filter(|(pod, _)| {
                 let inner = pod.lock();
-                let networked = inner.networked && inner.monitor.is_some();
-                inner
-                    .pause_pid
-                    .filter(|_| networked)
-                    .map(|pid| (pod.id, pid))
+                inner.networked && inner.monitor.is_some() && inner.pause_pid.is_some()
             })
+            .map(|(pod, _)| Arc::clone(pod))
             .collect();
-        core.lower.restore_network(&live).await;
+        core.lower.restore_network(live).await;
         core.lower.collect().await;
         self.sweep(&known).await?;
         for (pod, left) in restored {

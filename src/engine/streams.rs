@@ -22,6 +22,7 @@ use crate::engine::container_create::{check_ready, monitor_of};
 use crate::engine::container_exec::check_running;
 use crate::engine::core::blocking;
 use crate::engine::error::{EngineError, Result};
+use crate::engine::lower::netns_of;
 use crate::engine::monitor_client::{Execution, MonitorClient, Streams};
 use crate::streaming::{Endpoint, EndpointError, Gone, Input, Output, Size, Stdio, Work};
 use crate::sys::{fd, ns};
@@ -161,11 +162,7 @@ impl Engine {
             None
         } else {
             // Its pause may have ended since: then there is nowhere to connect, least of all on the node.
-            let pause = pod.lock().pause_pid.ok_or(std::io::ErrorKind::NotFound);
-            let netns = pause
-                .map_err(Into::into)
-                .and_then(|pid| std::fs::File::open(format!("/proc/{pid}/ns/net")));
-            Some(netns.map_err(EngineError::io("find the pod's network"))?)
+            Some(netns_of(&pod)?)
         };
         let sockets = blocking("open sockets in the pod", move || {
             let open = || {

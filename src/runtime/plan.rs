@@ -122,10 +122,9 @@ impl ExecPlan {
             terminal: self.process.terminal,
         };
         let bytes = encode(&preamble, self)?;
-        match (&self.text, self.cpu) {
-            (Some(text), _) => postcard::to_extend(text, bytes),
-            (None, Some(cpu)) => postcard::to_extend(&cpu, bytes),
-            (None, None) => Ok(bytes),
+        match &self.text {
+            Some(text) => postcard::to_extend(text, bytes),
+            None => Ok(bytes),
         }
     }
 }
@@ -471,13 +470,11 @@ pub(crate) struct ExecPlan {
     pub(crate) process: ProcessPlan,
     /// Who it runs as: what the container's files say by now has no part in it.
     pub(crate) user: ProcessUser,
+    /// The CPU that it runs on; absent: those of the container.
+    pub(crate) cpu: Option<u32>,
     /// For an OCI runtime: its `process.json`. It follows the plan in the memory file.
     #[serde(skip)]
     pub(crate) text: Option<Text>,
-    /// The CPU that it runs on; absent: those of the container. Where berth makes the process, it follows the plan in the
-    /// memory file: a monitor from before it was there does without.
-    #[serde(skip)]
-    pub(crate) cpu: Option<u32>,
 }
 
 /// What the child tells the monitor over its control socket.

@@ -7,6 +7,8 @@
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 
+use rustix::fs::{Mode, OFlags, open, openat};
+
 use crate::sys::{process, signal};
 
 /// More processes than this are not walked in one go; the rest loses its parents and is left to the cgroup.
@@ -76,10 +78,41 @@ pub(crate) fn children(pid: u32) -> Vec<u32> {
 
 /// Number of the parent of `pid`; absent: there is no such process.
 pub(crate) fn parent_of(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    parent_in(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The parent as proc_pid_stat(5) writes it.
+fn parent_in(stat: &str) -> Option<u32> {
     // The name in brackets may hold anything, brackets too.
     let (_, after_name) = stat.rsplit_once(')')?;
     after_name.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// The network namespace of `pid`, a child of the living process `parent`.
+///
+/// # Errors
+/// The number of `openat(2)`; [`NotFound`](std::io::ErrorKind::NotFound) also where the child has ended and its number is
+/// another's by now.
+pub(crate) fn network_of_child(parent: u32, pid: u32) -> std::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // This directory stays the process's own: when it ends, nothing in it can be opened any more.
+    let process = open(format!("/proc/{pid}"), flags, Mode::empty())?;
+    let stat = openat(
+        &process,
+        "stat",
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let stat = std::io::read_to_string(fs::File::from(stat))?;
+    if parent_in(&stat) != Some(parent) {
+        return Err(std::io::ErrorKind::NotFound.into());
+    }
+    Ok(openat(
+        &process,
+        "ns/net",
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
 }
 
 #[cfg(test)]
@@ -124,5 +157,38 @@ mod tests {
             let ready = crate::sys::poll::poll(&mut set, Some(Duration::from_secs(20))).unwrap();
             assert_eq!(ready, 1);
         }
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "test")]
+    fn a_network_is_that_of_a_living_child_of_this_parent() {
+        use std::io::ErrorKind;
+        use std::os::unix::fs::MetadataExt as _;
+
+        let mut child = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        let (parent, pid) = (std::process::id(), child.id());
+        let found = network_of_child(parent, pid).unwrap();
+        let found = fs::File::from(found).metadata().unwrap();
+        let own = fs::metadata("/proc/self/ns/net").unwrap();
+        assert_eq!((found.dev(), found.ino()), (own.dev(), own.ino()));
+        // As if the number had passed to somebody else's child.
+        let other = network_of_child(parent_of(parent).unwrap(), pid).unwrap_err();
+        assert_eq!(other.kind(), ErrorKind::NotFound);
+        child.kill().unwrap();
+        // Ended and not reaped: it has no namespaces any more.
+        let pidfd = process::pidfd_open(pid).unwrap();
+        while !process::has_ended(pidfd.as_fd()).unwrap() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        network_of_child(parent, pid).unwrap_err();
+        child.wait().unwrap();
+        assert!(process::has_ended(pidfd.as_fd()).unwrap());
+        assert_eq!(
+            network_of_child(parent, pid).unwrap_err().kind(),
+            ErrorKind::NotFound
+        );
     }
 }

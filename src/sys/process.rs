@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus};
 
 /// How a process ended.
@@ -65,6 +66,18 @@ pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<bool
         Some(libc::ESRCH) => Ok(false),
         _ => Err(error),
     }
+}
+
+/// Whether the process behind `pidfd` has ended, reaped or not. Its number is nobody else's if it has not.
+///
+/// # Errors
+/// The number of `poll(2)`.
+pub(crate) fn has_ended(pidfd: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut set = [PollFd::new(&pidfd, PollFlags::IN)];
+    rustix::io::retry_on_intr(|| {
+        rustix::event::poll(&mut set, Some(&rustix::event::Timespec::default()))
+    })?;
+    Ok(!set[0].revents().is_empty())
 }
 
 /// Reaps the child behind `pidfd` if it has ended; `None`: it lives. The pidfd becomes readable at its end.

@@ -323,6 +323,10 @@ def changes(w, steps):
             p.script({"CreateContainer": {"update": [{"container_id": "0" * 64, **memory(40 << 20)}]}})
             error = w.c.fails("create", pod, w.config("fourth"), w.any)
             expect("0" * 64 in error, error)
+            p.script({"CreateContainer": {"update": [{"container_id": one, **memory(300 << 10)}]}})
+            error = w.c.fails("create", pod, w.config("fourth"), w.any)
+            expect("container_min_memory" in error and str(300 << 10) in error, error)
+            expect(read(one) == str(40 << 20), read(one))
             p.script({})
         with steps.step("updates that nobody asked for"):
             answer = p.send([{"container_id": one, **memory(44 << 20)}, {"container_id": "f" * 64, **memory(44 << 20)},

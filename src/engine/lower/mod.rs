@@ -11,6 +11,7 @@ mod selinux;
 
 pub(crate) use external::bundle_of;
 pub(crate) use images::{Held, ImageVolume};
+pub(crate) use network::netns_of;
 pub(crate) use plans::{Design, Materials};
 
 use std::os::fd::AsFd as _;

@@ -1,5 +1,6 @@
 //! Network of the pods, and the files that tell them their names.
 
+use std::io::{self, ErrorKind};
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
@@ -9,6 +10,7 @@ use crate::base::counters;
 use crate::base::edits::NetDevice;
 use crate::base::id::PodId;
 use crate::base::stats::InterfaceStats;
+use crate::engine::container_create::monitor_of;
 use crate::engine::core::{blocking, blocking_step, give};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::facade::Condition;
@@ -17,6 +19,7 @@ use crate::engine::lower::selinux::label_files;
 use crate::engine::pod::Pod;
 use crate::network::devices::{self, MovedDevices};
 use crate::network::{LivePod, NetworkError, dns};
+use crate::runtime::tree;
 use crate::store::{Durability, write_atomic};
 
 /// What is asked for when a pod gives no DNS configuration.
@@ -96,12 +99,12 @@ impl Lower {
     }
 
     /// Tells the network which pods live, after a restart. What others hold is freed.
-    pub(crate) async fn restore_network(&self, live: &[(PodId, u32)]) {
+    pub(crate) async fn restore_network(&self, live: Vec<Arc<Pod>>) {
         let live = live
-            .iter()
-            .map(|(id, pid)| LivePod {
-                id: *id,
-                netns: netns_of(*pid).ok(),
+            .into_iter()
+            .map(|pod| LivePod {
+                id: pod.id,
+                netns: netns_of(&pod).ok(),
             })
             .collect();
         if let Err(error) = self.network.restore(live).await {
@@ -116,14 +119,13 @@ impl Lower {
     /// [`EngineError::Step`]; none is moved then.
     pub(crate) async fn take_devices(
         &self,
-        pause: Option<u32>,
+        pod: &Pod,
         devices: Vec<NetDevice>,
     ) -> Result<TakenDevices> {
         if devices.is_empty() {
             return Ok(TakenDevices(None));
         }
-        let netns = netns_of(pause.unwrap_or_default())
-            .map_err(EngineError::io("open the pod's network namespace"))?;
+        let netns = netns_of(pod)?;
         blocking_step("move network devices into the pod", move || {
             let moved = devices::take(netns.as_fd(), &devices)?;
             Ok::<_, NetworkError>(TakenDevices(Some((netns, moved))))
@@ -163,9 +165,23 @@ impl Lower {
     }
 }
 
-/// The network namespace of a process.
-fn netns_of(pid: u32) -> std::io::Result<OwnedFd> {
-    std::fs::File::open(format!("/proc/{pid}/ns/net")).map(OwnedFd::from)
+/// The network namespace of a pod that is not the node's.
+///
+/// # Errors
+/// [`EngineError::Step`]: its pause has ended; [`EngineError::State`].
+pub(crate) fn netns_of(pod: &Pod) -> Result<OwnedFd> {
+    let monitor = monitor_of(pod)?;
+    let pause = pod.lock().pause_pid;
+    let open = || -> io::Result<OwnedFd> {
+        let pause = pause.ok_or(ErrorKind::NotFound)?;
+        let netns = tree::network_of_child(monitor.pid(), pause)?;
+        if monitor.has_ended()? {
+            // Its number may have been another's all along.
+            return Err(ErrorKind::NotFound.into());
+        }
+        Ok(netns)
+    };
+    open().map_err(EngineError::io("find the pod's network"))
 }
 
 /// Network devices that were moved into a pod.

@@ -128,8 +128,10 @@ impl Lower {
             core.pod_directory(pod.id),
             core.container_directory(container.id),
         );
+        let base = pod.handler.base_spec.is_some();
+        let base = base.then_some(&prepared.base.edits);
         let edits = self
-            .edits(container, held, &prepared.base.edits, plugins)
+            .edits(container, held, base, plugins)
             .map_err(EngineError::step(failed()))?;
         let volumes = held.volumes.iter();
         let image_volumes: Vec<_> = volumes
@@ -167,20 +169,20 @@ impl Lower {
         Ok(Design(built))
     }
 
-    /// What the handler's base spec, CDI devices, files of hooks and plugins change, in this order: a plugin sees what the others ask for, and has the
-    /// last word.
+    /// What the handler's base spec, CDI devices, files of hooks and plugins change, in this order: a plugin sees what
+    /// the others ask for, and has the last word.
     fn edits(
         &self,
         container: &Container,
         held: &Held,
-        base: &Edits,
+        base: Option<&Edits>,
         plugins: &[Edits],
     ) -> std::result::Result<Vec<Edits>, spec::SpecError> {
         let config = &container.config;
         let mut asked = config.cdi_devices.clone();
         asked.extend(plugins.iter().flat_map(|edits| edits.cdi_devices.clone()));
         let names = cdi::names(&asked, &config.annotations)?;
-        let mut edits = vec![base.clone()];
+        let mut edits: Vec<Edits> = base.into_iter().cloned().collect();
         if !names.is_empty() {
             let files = cdi::Files::load(&self.cdi_spec_dirs);
             edits.extend(cdi::resolve(&names, &files)?);
@@ -297,7 +299,7 @@ impl Lower {
             plan.process.oom_score_adj = i32::try_from(score).ok();
         }
         if container.pod.handler.exec_on_first_cpu {
-            plan.cpu = spec::resources::first_own_cpu(&container.status().resources);
+            plan.cpu = spec::resources::first_own_cpu(&status.resources);
         }
         external::add_process(container, &mut plan)?;
         Ok(plan)

@@ -156,6 +156,14 @@ fn make(request: &CreateRequest<'_>, place: Place<'_>) -> Outcome {
     console.add_to(&mut call);
     call.add(place.id);
     call.run()?;
+    // The runtime joined namespaces by process numbers: they were those of the pod only if these processes live.
+    for (joined, what) in [(request.pause, "pause"), (request.target, "target")] {
+        if let Some(pidfd) = joined
+            && process::has_ended(pidfd).context(STAGE, "poll", what)?
+        {
+            return Err(Fault::check(STAGE, what, "it ended meanwhile"));
+        }
+    }
     made(&pid_file, user, console)
 }
 

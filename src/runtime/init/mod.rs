@@ -88,17 +88,6 @@ fn decode<T: DeserializeOwned>(plan: BorrowedFd<'_>) -> Result<T, Fault> {
     postcard::from_bytes(rest).map_err(bad)
 }
 
-fn decode_exec(plan: BorrowedFd<'_>) -> Result<ExecPlan, Fault> {
-    let bytes = memfd::read_all(plan, MAX_PLAN).context("plan", "pread", "plan")?;
-    let bad = |error| Fault::check("plan", "decode", error);
-    let (_preamble, rest) = Preamble::decode(&bytes).map_err(bad)?;
-    let (mut plan, rest): (ExecPlan, _) = postcard::take_from_bytes(rest).map_err(bad)?;
-    if !rest.is_empty() {
-        plan.cpu = Some(postcard::from_bytes(rest).map_err(bad)?);
-    }
-    Ok(plan)
-}
-
 /// A container's or pause's process, prepared as the node's root: what is left needs the new namespaces only.
 struct Inside {
     plan: Plan,
@@ -253,7 +242,7 @@ fn follow_exec(
     joined: bool,
 ) -> Result<process::Abandoned, Fault> {
     fd::set_standard(request.stdio).context("stdio", "dup2", "standard streams")?;
-    let plan = decode_exec(request.plan)?;
+    let plan: ExecPlan = decode(request.plan)?;
     file::set_umask(0);
     join::cgroups(&plan.cgroup, joined)?;
     join::groups(&plan.process.resctrl)?;
