@@ -18,6 +18,7 @@ class Steps:
 
     def __init__(self, title):
         self.title, self.passed, self.failed, self.start = title, 0, [], time.monotonic()
+        self.left = []
 
     @contextlib.contextmanager
     def step(self, name, fatal=False):
@@ -34,10 +35,16 @@ class Steps:
             print(f"ok    {name} ({time.monotonic() - start:.2f} s)", flush=True)
             self.passed += 1
 
+    def left_out(self, name, why):
+        """A step that this machine cannot do: named and counted."""
+        print(f"out   {name}: {why}", flush=True)
+        self.left.append(name)
+
     def finish(self):
         """The closing line; the exit status."""
         failed = f", failed: {', '.join(self.failed)}" if self.failed else ""
-        print(f"{self.title}: {self.passed} passed, {len(self.failed)} failed{failed} "
+        left = f", {len(self.left)} left out: {', '.join(self.left)}" if self.left else ""
+        print(f"{self.title}: {self.passed} passed, {len(self.failed)} failed{failed}{left} "
               f"({time.monotonic() - self.start:.0f} s)", flush=True)
         return 1 if self.failed or not self.passed else 0
 
