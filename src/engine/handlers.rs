@@ -1,39 +1,31 @@
 //! Runtime handlers: which there are, and what each offers.
 
+mod features;
+
 use std::collections::BTreeMap;
-use std::os::fd::AsFd as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+pub(crate) use features::Features;
+use features::{Identity, Told};
 
 use crate::base::handler::{Handler, Handlers};
 use crate::base::tasks::Tasks;
 use crate::engine::Engine;
 use crate::engine::error::{EngineError, Result};
-use crate::sys::poll::{PollFd, PollFlags, poll};
-use crate::sys::spawn::Spawn;
-use crate::sys::{fd, process, signal};
 
-/// How long an OCI runtime may take to tell its features.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// Longest answer in bytes.
-const MAX_ANSWER: usize = 1024 * 1024;
-
-/// What a handler offers; kubelet refuses pods that need what is not offered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Features {
-    /// Mounts that are read-only with all below them.
-    pub(crate) recursive_read_only: bool,
-    /// Pods in user namespaces.
-    pub(crate) user_namespaces: bool,
-}
+/// How long `Status` waits for OCI runtimes that are just being asked. kubelet asks again after five seconds.
+const STATUS_WAITS: Duration = Duration::from_millis(500);
 
 /// The handlers of the node.
 #[derive(Debug)]
 pub(crate) struct HandlerTable {
     all: Handlers,
-    /// What OCI runtimes have told; absent: nothing (yet).
-    told: Mutex<BTreeMap<String, Features>>,
+    /// What OCI runtimes have told, by path; absent: nobody has asked yet.
+    told: Mutex<BTreeMap<PathBuf, Told>>,
+    /// Held while they are asked: once at a time.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl HandlerTable {
@@ -42,6 +34,7 @@ impl HandlerTable {
         Self {
             all,
             told: Mutex::default(),
+            turn: Arc::default(),
         }
     }
 
@@ -77,30 +70,54 @@ impl HandlerTable {
         Ok(handler.clone())
     }
 
+    fn told(&self, path: &Path) -> Option<Told> {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.get(path).cloned()
+    }
+
+    /// The OCI runtimes, each once.
+    fn runtimes(&self) -> impl Iterator<Item = &Path> {
+        let named = self.all.named.values();
+        let mut paths: Vec<&Path> = named
+            .filter_map(|handler| Some(&*handler.runtime.as_ref()?.path))
+            .collect();
+        paths.sort_unstable();
+        paths.dedup();
+        paths.into_iter()
+    }
+
     /// Why the handler of this name gives pods no user namespace of their own, as far as its OCI runtime has told. What has not
-    /// answered yet is tried: its own error tells then.
+    /// answered yet, or has changed since, is tried: its own error tells then.
     pub(crate) fn no_user_namespaces(&self, name: &str) -> Option<String> {
         let meant = match name {
             "" => &self.all.default,
             name => name,
         };
-        let runtime = self.all.named.get(meant)?.runtime.as_ref()?;
-        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.get(meant)?.user_namespaces {
+        let path = &self.all.named.get(meant)?.runtime.as_ref()?.path;
+        let told = self.told(path)?;
+        if told.features.user_namespaces || told.of != Identity::now(path) {
             return None;
         }
-        let path = runtime.path.display();
+        let path = path.display();
         Some(format!(
             "runtime_handler {meant:?}: its OCI runtime {path} does not tell that it can (linux.namespaces of `{path} features`)"
         ))
     }
 
-    /// (name, recursive read-only mounts, user namespaces) of each handler, by name; `""` is the default.
+    /// (name, recursive read-only mounts, user namespaces) of each handler, by name; `""` is the default. A handler whose runtime
+    /// was not asked yet, or is not there, offers nothing.
     pub(crate) fn list(&self, own: Features) -> Vec<(String, bool, bool)> {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let of = |name: &str| match self.all.named.get(name) {
             Some(Handler { runtime: None, .. }) => own,
-            _ => told.get(name).copied().unwrap_or_default(),
+            Some(Handler {
+                runtime: Some(runtime),
+                ..
+            }) => told
+                .get(&runtime.path)
+                .map(|told| told.features)
+                .unwrap_or_default(),
+            None => Features::default(),
         };
         let row = |shown: &str, name: &str| {
             let features = of(name);
@@ -114,40 +131,44 @@ impl HandlerTable {
         let named = self.all.named.keys().map(|name| row(name, name));
         std::iter::once(default).chain(named).collect()
     }
+
+    /// Asks those runtimes that were never asked, could not be asked, or are other files than the ones that were. Blocks.
+    fn ask(&self, kernel: Features) {
+        for path in self.runtimes() {
+            let before = self.told(path);
+            let now = Identity::now(path);
+            if before
+                .as_ref()
+                .is_some_and(|one| !one.is_due(now, Instant::now()))
+            {
+                continue;
+            }
+            let made = Told::ask(path, now, kernel, before.as_ref());
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            told.insert(path.to_owned(), made);
+        }
+    }
 }
 
 impl Engine {
-    /// Asks every OCI runtime for its features, in the background, once.
-    pub(super) fn ask_features(&self) {
+    /// Asks OCI runtimes for their features, where something may have changed, and waits for a moment for what they tell.
+    /// A slow one goes on to be asked.
+    pub(super) async fn ask_features(&self) {
         let table = Arc::clone(&self.core().handlers);
-        if table.all.named.values().all(|one| one.runtime.is_none()) {
+        if table.runtimes().next().is_none() {
             return;
         }
         let kernel = self.core().lower.own_features();
-        let _asks = self.core().tasks.spawn(async move {
-            let done = Tasks::blocking(move || {
-                for (name, handler) in &table.all.named {
-                    let Some(runtime) = &handler.runtime else {
-                        continue;
-                    };
-                    let features = match ask(&runtime.path, "features") {
-                        Ok(answer) => features_of(&answer, kernel),
-                        Err(error) => {
-                            let told = ask(&runtime.path, "--version").unwrap_or_default();
-                            let features = features_of_version(&told, kernel);
-                            tracing::warn!(handler = name, runtime = %runtime.path.display(), %error,
-                                recursive_read_only = features.recursive_read_only,
-                                user_namespaces = features.user_namespaces,
-                                "the runtime does not tell its features: only those of the version that it implements are offered");
-                            features
-                        }
-                    };
-                    let mut told = table.told.lock().unwrap_or_else(PoisonError::into_inner);
-                    told.insert(name.clone(), features);
-                }
-            });
-            let _cut_off = done.await.is_err();
-        });
+        let asked = async {
+            let turn = Arc::clone(&table.turn).lock_owned().await;
+            let work = async move {
+                let done = Tasks::blocking(move || table.ask(kernel));
+                let _cut_off = done.await.is_err();
+                drop(turn);
+            };
+            let _cut_off = self.core().tasks.spawn(work).await.is_err();
+        };
+        let _late = tokio::time::timeout(STATUS_WAITS, asked).await.is_err();
     }
 }
 
@@ -159,79 +180,6 @@ fn executable(path: &Path) -> std::io::Result<()> {
         return Ok(());
     }
     Err(std::io::Error::other("not an executable file"))
-}
-
-/// What `PATH WORD` prints. Blocks for at most [`PATIENCE`].
-fn ask(path: &Path, word: &str) -> std::io::Result<Vec<u8>> {
-    let (reader, writer) = fd::pipe()?;
-    fd::set_nonblocking(reader.as_fd(), true)?;
-    let spawned = Spawn::path(path)
-        .argument(word)
-        .standard(1, writer.as_fd())
-        .session()
-        .start();
-    drop(writer);
-    let child =
-        spawned.map_err(|error| std::io::Error::other(crate::base::error::chain(&error)))?;
-    let answer = read_until(reader.as_fd(), Instant::now() + PATIENCE);
-    if answer.is_err() {
-        let _ended_already = process::send_signal(child.pidfd.as_fd(), signal::SIGKILL);
-    }
-    let exit = process::wait(child.pidfd.as_fd())?;
-    let answer = answer?;
-    match exit.code() {
-        0 => Ok(answer),
-        code => Err(std::io::Error::other(format!("it exited with {code}"))),
-    }
-}
-
-fn read_until(reader: std::os::fd::BorrowedFd<'_>, end: Instant) -> std::io::Result<Vec<u8>> {
-    let mut answer = Vec::new();
-    let mut chunk = [0; 16 * 1024];
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        let mut set = [PollFd::from_borrowed_fd(reader, PollFlags::IN)];
-        if poll(&mut set, Some(left))? == 0 {
-            return Err(std::io::ErrorKind::TimedOut.into());
-        }
-        match fd::read(reader, &mut chunk) {
-            Ok(0) => return Ok(answer),
-            Ok(count) if answer.len() + count > MAX_ANSWER => {
-                return Err(std::io::Error::other("its answer is too long"));
-            }
-            Ok(count) => answer.extend_from_slice(&chunk[..count]),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// What an answer of `features` (OCI runtime-spec, features.md) means for us on this kernel.
-fn features_of(answer: &[u8], kernel: Features) -> Features {
-    let value: serde_json::Value = serde_json::from_slice(answer).unwrap_or_default();
-    let options = value["mountOptions"].as_array();
-    let rro = |options: &Vec<serde_json::Value>| options.iter().any(|one| one == "rro");
-    Features {
-        recursive_read_only: kernel.recursive_read_only && options.is_some_and(rro),
-        user_namespaces: kernel.user_namespaces
-            && value["linux"]["namespaces"]
-                .as_array()
-                .is_some_and(|names| names.iter().any(|one| one == "user")),
-    }
-}
-
-/// What a runtime offers that has no `features` (crun before 1.11), by its `--version`: user namespaces if it says that it
-/// implements version 1 of the runtime-spec, which has them from its beginning. What later versions added for them, mapped
-/// mounts, berth does itself.
-fn features_of_version(told: &[u8], kernel: Features) -> Features {
-    let told = String::from_utf8_lossy(told);
-    let mut versions = told
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("spec: "));
-    Features {
-        recursive_read_only: false,
-        user_namespaces: kernel.user_namespaces && versions.any(|one| one.starts_with("1.")),
-    }
 }
 
 #[cfg(test)]
@@ -300,17 +248,11 @@ mod tests {
         assert_eq!(table.list(own), before);
         table.all.default = "other".to_owned();
         assert_eq!(table.no_user_namespaces("other"), None, "not asked yet");
-        let answer = br#"{"mountOptions":["ro","rro"],"linux":{"namespaces":["mount","time"]}}"#;
-        let features = features_of(answer, own);
-        table
-            .told
-            .lock()
-            .unwrap()
-            .insert("other".to_owned(), features);
+        table.ask(own);
         let after = [
-            row("", true, false),
+            row("", false, false),
             row("berth", true, true),
-            row("other", true, false),
+            row("other", false, false),
         ];
         assert_eq!(table.list(own), after);
         for name in ["", "other"] {
@@ -319,42 +261,15 @@ mod tests {
             assert!(why.starts_with(handler) && why.contains(asked), "{why}");
         }
         assert_eq!(table.no_user_namespaces(BUILT_IN), None);
-        let answer = br#"{"mountOptions":["ro","rro"],"linux":{"namespaces":["user"]}}"#;
-        assert_eq!(features_of(answer, own), own);
-        assert_eq!(features_of(b"no JSON", own), Features::default());
+        let told = |table: &HandlerTable| table.told(Path::new("/bin/true"));
+        table.told.lock().unwrap().values_mut().for_each(|one| {
+            one.of = None;
+        });
+        assert_eq!(table.no_user_namespaces("other"), None, "another program");
+        table.ask(own);
         assert_eq!(
-            features_of(answer, Features::default()),
-            Features::default()
+            told(&table).unwrap().of,
+            Identity::now(Path::new("/bin/true"))
         );
-    }
-
-    #[test]
-    fn runtimes_are_asked() {
-        let ask = |path| ask(Path::new(path), "features");
-        assert_eq!(ask("/bin/echo").unwrap(), b"features\n");
-        let error = ask("/bin/false").unwrap_err();
-        assert!(error.to_string().contains("exited with 1"), "{error}");
-        assert!(ask("/missing").is_err());
-    }
-
-    #[test]
-    fn a_runtime_without_features_has_those_of_its_version() {
-        let own = Features {
-            recursive_read_only: true,
-            user_namespaces: true,
-        };
-        let crun = b"crun version 1.8.1\ncommit: f8a0\nspec: 1.0.0\n+SYSTEMD +CAP\n";
-        let user = |told: &[u8], kernel| features_of_version(told, kernel).user_namespaces;
-        assert!(user(crun, own) && !user(crun, Features::default()));
-        assert!(!features_of_version(crun, own).recursive_read_only);
-        for told in [
-            &b""[..],
-            b"x 1.0\n",
-            b"spec: 0.9.0\n",
-            b"OCI specs: 1.0.2\n",
-            b"spec: 10.0\n",
-        ] {
-            assert!(!user(told, own), "{told:?}");
-        }
     }
 }

@@ -78,7 +78,11 @@ impl Engine {
         let lower = lower::Lower::open(&config, parts).await?;
         let engine = Self(Arc::new(Core::open(config, lower, nri, tasks)?));
         engine.restore(&boot).await?;
-        engine.ask_features();
+        let asking = engine.clone();
+        let _asked = engine
+            .core()
+            .tasks
+            .spawn(async move { asking.ask_features().await });
         let node = plugins::PluginNode::new(&engine);
         engine.core().nri.start(Arc::new(node)).await;
         Ok(engine)

@@ -184,6 +184,7 @@ impl Engine {
     /// CRI: `Status`.
     pub(super) async fn runtime_status(&self, verbose: bool) -> RuntimeStatus {
         let core = self.core();
+        self.ask_features().await;
         let fine = |kind| Condition {
             kind,
             status: true,

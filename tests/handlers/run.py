@@ -20,6 +20,7 @@ sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "cric
 from harness import options, runtimes  # noqa: E402
 from harness.report import Steps, expect, wait_for  # noqa: E402
 from walkthrough import Crictl, written  # noqa: E402
+from features import features  # noqa: E402
 
 IMAGE = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
 KIB, MIB = 1 << 10, 1 << 20
@@ -315,7 +316,7 @@ def refusals(w, steps):
             expect(done.returncode != 0 and all(part in out for part in parts), f"{done.returncode}: {out}")
 
 
-PARTS = (annotations, platforms, floors, timeouts, base_specs, writable, affinity, refusals)
+PARTS = (features, annotations, platforms, floors, timeouts, base_specs, writable, affinity, refusals)
 
 
 def script(path, text):
@@ -359,12 +360,14 @@ class Berth(runtimes.Berth):
 
     def command(self):
         where = place(self)
-        os.makedirs(where, exist_ok=True)
+        os.makedirs(os.path.join(where, "late"), exist_ok=True)
         wrapper = script(os.path.join(where, "runtime"), WRAPPER.format(mark=MARK, real=runtimes.handler("crun")))
         base = written(where, "base.json", BASE)
         slow = hook(where, "hook", f"#!/bin/sh\n[ ! -e {where}/hook-slow ] || sleep {MARK}\n")
         here = {f"linux/{ARCHITECTURE}": wrapper}
+        self.real = runtimes.handlers(hidden=True)
         self.handlers = {
+            **self.real, "late": {"path": os.path.join(where, "late", "runtime")},
             "oci": {"path": wrapper, "pod_annotations": ["io.katacontainers.*"], "container_annotations": ["run.oci.*"]},
             "platform": {"path": "/no/such/runtime", "platform_runtime_paths": {**here, "linux/other": "/no"}},
             "elsewhere": {"path": "/no/such/runtime", "platform_runtime_paths": {"linux/other": wrapper}},

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 
+from harness import isolate
+
 REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
@@ -37,6 +39,18 @@ def handler(name):
     # gVisor makes a sandbox for each container: those of a pod share its network only by sockets of the kernel's.
     own = {"runsc": {"arguments": ["--platform=systrap", "--network=host", "--ignore-cgroups"]}}
     return {"path": path, **own[name]} if name in own else path
+
+
+def handlers(hidden=False):
+    """The OCI runtimes that this machine has and lets run, name to path. crun takes no machine that has both versions of
+    cgroups, unless the second is `hidden`."""
+    found = {}
+    for name in ("runc", "crun"):
+        path = os.environ.get(name.upper()) or versions().get(name.upper(), "")
+        path = path if os.access(path, os.X_OK) else shutil.which(name)
+        if path and (name != "crun" or hidden or not isolate.is_hybrid()):
+            found[name] = path
+    return found
 
 
 def toml(value):

@@ -553,9 +553,7 @@ def main():
     parser.add_argument("--only", default="", help="parts whose name matches: " + " ".join(p.__name__ for p in PARTS))
     args = parser.parse_args()
     runtimes.tool("NRI_PLUGIN")
-    # crun takes no machine that has both versions.
-    handlers = {"runc": runtimes.versions()["RUNC"], "crun": shutil.which("crun") or "" if V2 else ""}
-    runtimes.Runtime.handlers = {name: path for name, path in handlers.items() if os.access(path, os.X_OK)}
+    runtimes.Runtime.handlers = runtimes.handlers(args.hide_hybrid)
     steps = Steps("nri")
     with options.session(args, steps) as s:
         world = World(s)

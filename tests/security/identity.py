@@ -1,10 +1,8 @@
 """Who the processes of pods and containers are: what the image says once, never what a container makes of it."""
 
 import os
-import shutil
 import signal
 
-from harness import runtimes
 from harness.report import expect
 from inside import IMAGE, Pod, Status
 
@@ -146,10 +144,3 @@ def identity(steps, s, c, pod):
     if s.runtime.name == "berth":
         execs(steps, s, c, pod)
         by_runtimes(steps, s, c)
-
-
-def handlers():
-    """The OCI runtimes that this machine has: name to path."""
-    paths = {name: os.environ.get(name.upper()) or runtimes.versions().get(name.upper(), "") for name in ("runc", "crun")}
-    found = {name: path if os.access(path, os.X_OK) else shutil.which(name) for name, path in paths.items()}
-    return {name: path for name, path in found.items() if path}

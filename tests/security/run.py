@@ -18,7 +18,7 @@ import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "crictl")]
-from harness import isolate, options, runtimes  # noqa: E402
+from harness import options, runtimes  # noqa: E402
 from harness.report import Steps, expect, wait_for  # noqa: E402
 from walkthrough import Crictl, written  # noqa: E402
 from inside import DEFAULT, IMAGE, MASKED, READONLY, Pod, Status, mounts, readonly  # noqa: E402
@@ -275,7 +275,7 @@ def main():
     args = options.parser(__doc__).parse_args()
     steps = Steps("security")
     if args.runtime == "berth":
-        runtimes.Berth.handlers = identity.handlers() if args.hide_hybrid or not isolate.is_hybrid() else {}
+        runtimes.Berth.handlers = runtimes.handlers(args.hide_hybrid)
     with options.session(args, steps) as s:
         c = Crictl(s.endpoint, s.factor)
         with steps.step("a pod", fatal=True):
