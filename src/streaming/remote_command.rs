@@ -8,7 +8,9 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
-use super::channel::{Input, Output, Size, Stdio};
+use crate::base::error::Kind;
+
+use super::channel::{Activity, Gone, Input, Output, Size, Stdio};
 use super::http::Site;
 use super::session::{StdioFlags, StreamRequest};
 use super::spdy::{Connection, Stream};
@@ -34,8 +36,39 @@ pub(super) fn flags(request: &StreamRequest) -> Option<&StdioFlags> {
     }
 }
 
+/// Does what is asked for until it is over, the client has gone, or nothing has been said for too long: that is the result
+/// then, while the client can still hear it. Transports give silence [`LINGER`] more before they cut the connection.
+pub(super) async fn work(
+    request: StreamRequest,
+    mut stdio: Stdio,
+    site: &Site,
+    activity: &Activity,
+) -> Result<i32, EndpointError> {
+    let (ending, over) = Gone::new();
+    let mut gone = std::mem::replace(&mut stdio.gone, over);
+    let mut work = begin(request, stdio, site);
+    let idle = site.limits.idle;
+    tokio::select! {
+        result = &mut work => return result,
+        () = gone.wait() => {
+            ending.send_replace(true);
+            return work.await;
+        }
+        () = activity.silence(idle) => {}
+    }
+    ending.send_replace(true);
+    let _cut_off = work.await;
+    Err(EndpointError {
+        kind: Kind::DeadlineExceeded,
+        message: format!(
+            "the session was ended: nothing was said in it for {} s (stream_idle_timeout)",
+            idle.as_secs()
+        ),
+    })
+}
+
 /// Starts the request on the endpoint.
-pub(super) fn work(request: StreamRequest, stdio: Stdio, site: &Site) -> Work<i32> {
+fn begin(request: StreamRequest, stdio: Stdio, site: &Site) -> Work<i32> {
     match request {
         StreamRequest::Exec {
             container, command, ..
@@ -172,7 +205,7 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let flags = flags(&request).cloned().ok_or("no command to run")?;
-    let mut connection = Connection::start(socket, site.limits.idle, &site.tasks);
+    let mut connection = Connection::start(socket, site.limits.idle + LINGER, &site.tasks);
     let resize = protocol != "channel.k8s.io" && protocol != "v2.channel.k8s.io";
     let collected = Opened::collect(&mut connection, &flags, resize);
     let opened = tokio::time::timeout(site.limits.creation, collected)
@@ -198,7 +231,7 @@ where
         resize,
         gone: connection.gone.clone(),
     };
-    let result = work(request, stdio, &site).await;
+    let result = work(request, stdio, &site, &connection.activity).await;
     let gone = error.output.send(verdict(protocol, &result)).await.is_err();
     if !gone {
         error.output.end().await;

@@ -8,6 +8,8 @@
 //! While the reading is held back by an input, a pong that nobody asked for goes out now and then (RFC 6455, 5.5.3): a client
 //! that was killed meanwhile resets the connection for it (see [`while_beating`]).
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Buf as _, Bytes};
@@ -128,13 +130,19 @@ async fn write_messages<S: AsyncRead + AsyncWrite + Unpin>(
 struct Messages {
     writer: mpsc::Sender<Message>,
     gone: Gone,
+    activity: Activity,
     written: tokio::sync::oneshot::Receiver<()>,
 }
 
 impl Messages {
     /// Starts reading into `inputs` and writing. The client is gone when it leaves, when it takes nothing any more, and when
-    /// nothing has gone either way for too long.
-    async fn start<S>(socket: S, inputs: Vec<(u8, InputEnd)>, base64: bool, site: &Site) -> Self
+    /// nothing has gone either way for `idle`.
+    async fn start<S>(
+        socket: S,
+        inputs: Vec<(u8, InputEnd)>,
+        base64: bool,
+        (site, idle): (&Site, Duration),
+    ) -> Self
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -164,7 +172,7 @@ impl Messages {
             }
             writing.send_replace(true);
         }));
-        let (weak, idle) = (writer.downgrade(), site.limits.idle);
+        let (weak, own) = (writer.downgrade(), activity.clone());
         drop(site.tasks.spawn(async move {
             tokio::select! {
                 () = read_messages(stream, inputs, base64, (weak, &activity)) => {}
@@ -176,6 +184,7 @@ impl Messages {
         Self {
             writer,
             gone,
+            activity: own,
             written,
         }
     }
@@ -185,6 +194,7 @@ impl Messages {
         let Self {
             writer,
             mut gone,
+            activity: _,
             written,
         } = self;
         drop(writer);
@@ -289,7 +299,8 @@ where
     if flags.stdin {
         inputs.push((0, stdin_to));
     }
-    let messages = Messages::start(socket, inputs, base64, &site).await;
+    let limit = site.limits.idle + LINGER;
+    let messages = Messages::start(socket, inputs, base64, (&site, limit)).await;
     let output = |channel| {
         Output::new(ChannelSink {
             channel,
@@ -317,7 +328,7 @@ where
         resize,
         gone: messages.gone.clone(),
     };
-    let result = command::work(request, stdio, &site).await;
+    let result = command::work(request, stdio, &site, &messages.activity).await;
     let _gone = output(ERROR)
         .send(command::verdict(protocol, &result))
         .await
@@ -354,7 +365,8 @@ where
         inputs.push((index * 2, data_to));
         forwards.push((index, port, data));
     }
-    let messages = Messages::start(socket, inputs, base64, &site).await;
+    let limit = site.limits.idle;
+    let messages = Messages::start(socket, inputs, base64, (&site, limit)).await;
     let mut sessions = vec![];
     for (index, port, data) in forwards {
         let channel = |channel| ChannelSink {

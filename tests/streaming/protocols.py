@@ -302,13 +302,15 @@ def limits(pod, cri, container, steps):
     s, wait = pod.s, 20 * pod.s.factor
     restarted(s, stream_creation_timeout=2, stream_idle_timeout=2)
 
-    def closed_after(session, name):
+    def over_after(session, name, channel=None):
         start = time.monotonic()
         session.socket.settimeout(wait)
-        while session.frame() if isinstance(session, Spdy) else session.message():
-            pass
+        while b"stream_idle_timeout" not in session.heard.get(channel, b""):
+            if not (session.frame() if isinstance(session, Spdy) else session.message()):
+                expect(channel is None, f"{name}: closed without a word: {session.heard}")
+                break
         taken = time.monotonic() - start
-        expect(1 < taken < wait, f"{name}: closed after {taken:.1f} s")
+        expect(1 < taken < wait, f"{name}: over after {taken:.1f} s")
 
     with steps.step("stream_creation_timeout: a client that does not open its streams"):
         url = cri.exec(container, ["true"], stdout=True, stderr=True)
@@ -324,11 +326,13 @@ def limits(pod, cri, container, steps):
         number = 4000 + os.getpid() % 1000
         command = ["sleep", str(number)]
         with Spdy(cri.exec(container, command, stdout=True), "v4.channel.k8s.io", ("error", "stdout")) as session:
-            closed_after(session, "SPDY")
+            over_after(session, "SPDY", session.ids["error"])
         with WebSocket(cri.exec(container, command, stdout=True), "v4.channel.k8s.io") as session:
-            closed_after(session, "WebSocket")
+            over_after(session, "WebSocket", 3)
+        with Spdy(cri.attach(container, stdout=True), "v4.channel.k8s.io", ("error", "stdout")) as session:
+            over_after(session, "attach", session.ids["error"])
         with Spdy(cri.port_forward(pod.id, PORT), "portforward.k8s.io") as session:
-            closed_after(session, "port-forward")
+            over_after(session, "port-forward")
 
         def gone():
             _, out, _ = pod.run("exec", "--sync", container, "ps", "-o", "args")

@@ -69,6 +69,8 @@ pub(in crate::streaming) struct Connection {
     accept: mpsc::Receiver<Stream>,
     /// Resolves when the client is gone.
     pub(in crate::streaming) gone: Gone,
+    /// When something has gone either way last.
+    pub(in crate::streaming) activity: Activity,
     writer: Queue,
 }
 
@@ -136,7 +138,10 @@ impl Connection {
         });
         let activity = Activity::new();
         let (writing, mut written) = Gone::new();
-        let writes = write_frames(write, frames, activity.clone(), gone.clone());
+        let (writes, own) = (
+            write_frames(write, frames, activity.clone(), gone.clone()),
+            activity.clone(),
+        );
         drop(tasks.spawn(async move {
             writes.await;
             writing.send_replace(true);
@@ -167,6 +172,7 @@ impl Connection {
         Self {
             accept,
             gone,
+            activity: own,
             writer,
         }
     }
@@ -187,6 +193,7 @@ impl Connection {
         let Self {
             mut accept,
             mut gone,
+            activity: _,
             writer,
         } = self;
         let _unheard = writer.send(Frame::GoAway { last: 0 }).await.is_err();

@@ -170,6 +170,32 @@ async fn silence_counts_in_both_directions() {
     assert_eq!(got[1], b"x".repeat(20));
     assert!(String::from_utf8_lossy(&got[0]).contains("Success"));
     assert!(text.contains("Success"), "{text}");
+    // Silence has a name, in both transports.
+    let url = f.server.url(exec("stall", "io")).unwrap();
+    let mut spdy = Spdy::connect(&url, "v4.channel.k8s.io").await;
+    let [error, ..] = spdy.streams().await;
+    let got = limit(spdy.until_ended(&[error])).await;
+    let told = String::from_utf8_lossy(&got[0]).into_owned();
+    assert!(
+        told.contains("Failure") && told.contains("for 1 s (stream_idle_timeout)"),
+        "{told}"
+    );
+    drop(spdy);
+    let url = f.server.url(exec("stall", "io")).unwrap();
+    let mut socket = websocket(&url, "v4.channel.k8s.io").await;
+    let mut told = vec![];
+    limit(async {
+        while let Some(Ok(message)) = socket.next().await {
+            told.extend_from_slice(&message.into_data());
+        }
+    })
+    .await;
+    let told = String::from_utf8_lossy(&told).into_owned();
+    assert!(
+        told.contains("Failure") && told.contains("for 1 s (stream_idle_timeout)"),
+        "{told}"
+    );
+    drop(socket);
     // A stalled one is silent, though its client is still there.
     let url = f.server.url(exec("stall", "io")).unwrap();
     let mut spdy = Spdy::connect(&url, "v4.channel.k8s.io").await;
