@@ -20,6 +20,7 @@ sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "cric
 from harness import options, runtimes  # noqa: E402
 from harness.report import Steps, expect, wait_for  # noqa: E402
 from walkthrough import Crictl, written  # noqa: E402
+from defaults import defaults  # noqa: E402
 from features import features  # noqa: E402
 
 IMAGE = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
@@ -127,6 +128,18 @@ def annotations(w, steps):
     with steps.step("an OCI runtime hears of no sandbox: it has made none"):
         expect({"io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"}.isdisjoint(seen), str(seen))
         expect(seen.get("io.kubernetes.cri.container-name") == "main", str(seen))
+    with steps.step("annotations that look like berth's own say nothing: not to the runtime, not of the container"):
+        own = "io.kubernetes.cri."
+        false = {own + "container-name": "root", own + "sandbox-uid": "another", own + "untrusted-workload": "true", own: "x"}
+        for handler in ("oci", "berth"):
+            with w.pod(handler, annotations=false) as pod:
+                container = w.started(pod, annotations=false)
+                shown = w.c.json("inspect", container)
+                for seen in (shown["info"]["runtimeSpec"]["annotations"], *([w.given()["annotations"]] if handler == "oci" else [])):
+                    expect(seen[own + "container-name"] == "main" and seen[own + "sandbox-uid"].startswith("uid-"), str(seen))
+                if handler == "oci":
+                    expect(not {own, own + "untrusted-workload"} & set(seen), str(seen))
+                expect(shown["status"]["annotations"] == false, "CRI shows what CRI gave")
 
 
 def platforms(w, steps):
@@ -316,7 +329,7 @@ def refusals(w, steps):
             expect(done.returncode != 0 and all(part in out for part in parts), f"{done.returncode}: {out}")
 
 
-PARTS = (features, annotations, platforms, floors, timeouts, base_specs, writable, affinity, refusals)
+PARTS = (defaults, features, annotations, platforms, floors, timeouts, base_specs, writable, affinity, refusals)
 
 
 def script(path, text):

@@ -1,5 +1,6 @@
 """Starts a runtime in a directory of its own: berth, or containerd to compare it with."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -122,6 +123,21 @@ class Runtime:
             self.process.kill()
             self.process.wait()
             return "killed: did not end on its own"
+
+    @contextlib.contextmanager
+    def configured(self, **extra):
+        """Started anew with these keys of its configuration, and afterwards as before."""
+        before = self.extra
+        try:
+            self._again(extra)
+            yield
+        finally:
+            self._again(before)
+
+    def _again(self, extra):
+        self.extra = extra
+        self.stop()
+        self.start()
 
     def stop(self):
         """Graceful end; what it returned (0 is well)."""

@@ -6,7 +6,7 @@ import threading
 import time
 
 from harness.report import expect, wait_for
-from limits import configured, limit, pod_with
+from limits import limit, pod_with
 from walkthrough import written
 from world import IMAGE, LIFE, Plugin, consistent, plugin
 
@@ -52,7 +52,7 @@ class Silent:
 
 def edges(w, steps):
     given = {"nri_registration_timeout": int(REGISTRATION * w.factor), "nri_request_timeout": int(REQUEST * w.factor)}
-    with configured(w, **given):
+    with w.s.runtime.configured(**given):
         silent = Silent(w)
         with plugin(w, "40", "talks"):
             joined = time.monotonic()
@@ -346,9 +346,9 @@ def pod_resources(w, steps):
 def built_in(w, steps):
     """The built-in validator, where nothing but the configuration says what a container's profile is."""
     profile = written(w.work, "profile.json", {"defaultAction": "SCMP_ACT_ALLOW"})
-    with configured(w, nri_validator=True, nri_reject=["seccomp-default", "seccomp-localhost", "sysctl"],
-                    unset_seccomp_profile="runtime/default", nri_required_plugins=["10-test"],
-                    nri_tolerate_missing_annotation="may.miss"):
+    with w.s.runtime.configured(nri_validator=True, nri_reject=["seccomp-default", "seccomp-localhost", "sysctl"],
+                                unset_seccomp_profile="runtime/default", nri_required_plugins=["10-test"],
+                                nri_tolerate_missing_annotation="may.miss"):
         pod = w.pod()
         fails = lambda pod, name="bold", **more: w.c.fails("create", pod, w.config(name, **more), w.any)  # noqa: E731
         with steps.step("the built-in validator: the profile that applies, from a file, sysctls"), plugin(w) as p:

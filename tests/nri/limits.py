@@ -1,6 +1,5 @@
 """Limits that only plugins set: all of `resources`, block I/O classes; classes of cache and bandwidth, as far as this node goes."""
 
-import contextlib
 import json
 import os
 import re
@@ -151,20 +150,6 @@ class Classes:
 SLOW, QUICK, NONE = (5000000, 1 << 20, 2000, 500), (50000000, 0, 0, 0), (0, 0, 0, 0)
 
 
-@contextlib.contextmanager
-def configured(w, **extra):
-    """The daemon with other keys of its configuration."""
-    w.s.runtime.extra = extra
-    w.s.runtime.kill(signal.SIGTERM)
-    w.s.runtime.start()
-    try:
-        yield
-    finally:
-        w.s.runtime.extra = {}
-        w.s.runtime.kill(signal.SIGTERM)
-        w.s.runtime.start()
-
-
 def pod_with(w, name, annotations):
     path = w.pod_config(name)
     with open(path) as f:
@@ -235,7 +220,7 @@ def block_io(w, steps):
             expect(classes.of(w.started(pod, "fourth")) == QUICK, "a plugin has the last word")
         error = w.c.fails("create", pod, w.config("fifth", annotations={"io.kubernetes.cri.blockio-class": "golden"}), w.any)
         expect("golden" in error and "annotation io.kubernetes.cri.blockio-class" in error, error)
-        with configured(w, blockio_config_file=""):
+        with w.s.runtime.configured(blockio_config_file=""):
             expect(classes.of(w.started(pod, "sixth")) == NONE, "without a file annotations have no effect")
             with plugin(w, script={"CreateContainer": {"adjust": class_of("slow")}}):
                 error = w.c.fails("create", pod, w.config("seventh"), w.any)

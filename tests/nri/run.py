@@ -22,7 +22,7 @@ from harness import options, runtimes  # noqa: E402
 from harness.report import Failure, Steps, expect, wait_for  # noqa: E402
 from edges import edges  # noqa: E402
 from hooks import hooks  # noqa: E402
-from limits import V2, SLOW, Classes, block_io, class_of, configured, limit, rdt, resources  # noqa: E402
+from limits import V2, SLOW, Classes, block_io, class_of, limit, rdt, resources  # noqa: E402
 from network import joined, network_devices  # noqa: E402
 from walkthrough import written  # noqa: E402
 from world import IMAGE, LIFE, Plugin, World, consistent, plugin  # noqa: E402
@@ -222,7 +222,8 @@ def failures(w, steps):
             w.remove(pod)
             expect(p.about(pod, container) == LIFE, str(p.about(pod, container)))
     # A slow node gets time to look.
-    with steps.step("nothing is listed while a hook is in progress"), configured(w, nri_request_timeout=int(2000 * w.factor)), plugin(w) as p:
+    with steps.step("nothing is listed while a hook is in progress"), \
+            w.s.runtime.configured(nri_request_timeout=int(2000 * w.factor)), plugin(w) as p:
         for event, command in (("RunPodSandbox", None), ("CreateContainer", "create")):
             pod = w.pod() if command else None
             before = w.listed()
@@ -529,8 +530,8 @@ def with_handler(w, steps, name):
 
 def validator(w, steps):
     with steps.step("the built-in validator: plugins that must be there, what they may not adjust"):
-        with configured(w, nri_validator=True, nri_reject=["hooks", "namespaces", "seccomp-unconfined"],
-                        nri_required_plugins=["test"]):
+        with w.s.runtime.configured(nri_validator=True, nri_reject=["hooks", "namespaces", "seccomp-unconfined"],
+                                    nri_required_plugins=["test"]):
             pod = w.pod()
             error = w.c.fails("create", pod, w.config("alone"), w.any)
             expect("plugin test is required" in error, error)
