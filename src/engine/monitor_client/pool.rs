@@ -44,6 +44,8 @@ struct Shared {
     config: MonitorConfig,
     program: OwnedFd,
     idle: Mutex<Vec<Idle>>,
+    /// Held while monitors are made ready. True: no more of them, the daemon ends.
+    filling: Mutex<bool>,
 }
 
 /// A monitor without a pod. It ends when this is dropped.
@@ -82,6 +84,7 @@ impl MonitorPool {
                 config,
                 program,
                 idle: Mutex::default(),
+                filling: Mutex::default(),
             };
             shared.fill()?;
             Ok(Arc::new(shared))
@@ -143,8 +146,9 @@ impl MonitorPool {
         blocking(work).await
     }
 
-    /// Ends the idle monitors and waits for that. No pod is to come any more. Blocks.
+    /// Ends the idle monitors, one that is being made ready too, and waits for that. No pod is to come any more. Blocks.
     pub(crate) fn end_idle(&self) {
+        *self.shared.filling() = true;
         let idle = std::mem::take(&mut *self.shared.idle());
         drop(idle);
     }
@@ -179,9 +183,14 @@ impl Shared {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn filling(&self) -> std::sync::MutexGuard<'_, bool> {
+        self.filling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Starts monitors until as many as wanted are idle. Blocks.
     fn fill(&self) -> Result<()> {
-        while self.idle().len() < self.config.ready {
+        let ended = self.filling();
+        while !*ended && self.idle().len() < self.config.ready {
             let idle = self.spawn()?;
             self.idle().push(idle);
         }
@@ -253,4 +262,34 @@ async fn blocking<T: Send + 'static>(
             operation: "start a monitor".into(),
             source: std::io::Error::other(join),
         })?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One that is made ready while the daemon ends would be in the way of what the daemon removes last.
+    #[test]
+    fn none_is_made_ready_after_the_end() {
+        let shared = Shared {
+            config: MonitorConfig {
+                program: PathBuf::new(),
+                ready: 1,
+                cgroups: vec![],
+                oom_score_adj: 0,
+            },
+            // It does not run: who starts it fails.
+            program: memfd::program("none", b"none").unwrap(),
+            idle: Mutex::default(),
+            filling: Mutex::default(),
+        };
+        let pool = MonitorPool {
+            shared: Arc::new(shared),
+            tasks: Tasks::default(),
+        };
+        assert!(pool.shared.fill().is_err());
+        pool.end_idle();
+        pool.shared.fill().unwrap();
+        assert!(pool.shared.idle().is_empty());
+    }
 }
