@@ -64,6 +64,29 @@ pub(crate) fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(rustix::io::read(fd, buffer)?)
 }
 
+/// Puts the offset at this byte.
+///
+/// # Errors
+/// The number of `lseek(2)`.
+pub(crate) fn seek(fd: BorrowedFd<'_>, to: u64) -> io::Result<()> {
+    rustix::fs::seek(fd, rustix::fs::SeekFrom::Start(to))?;
+    Ok(())
+}
+
+/// The next part of a file, at this byte or behind it, that is no hole: first byte, and the one behind the last. `None`:
+/// there is none. A filesystem that knows no holes has one part. The offset is anywhere then.
+///
+/// # Errors
+/// The number of `lseek(2)`.
+pub(crate) fn next_data(fd: BorrowedFd<'_>, from: u64) -> io::Result<Option<(u64, u64)>> {
+    let start = match rustix::fs::seek(fd, rustix::fs::SeekFrom::Data(from)) {
+        Err(rustix::io::Errno::NXIO) => return Ok(None),
+        start => start?,
+    };
+    let end = rustix::fs::seek(fd, rustix::fs::SeekFrom::Hole(start))?;
+    Ok(Some((start, end)))
+}
+
 /// Writes once; how many bytes were taken.
 ///
 /// # Errors

@@ -5,6 +5,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::runtime::plan::{Context, Fault};
+use crate::sys::fd;
 use crate::sys::file::{
     self, AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
 };
@@ -78,7 +79,7 @@ fn one(from: &OwnedFd, to: &OwnedFd, name: &CStr, path: &str, depth: u32) -> Ste
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
             let target = file::openat(to, name, flags, Mode::from_raw_mode(0o600));
             let target = target.context(STAGE, "openat", path)?;
-            bytes(&source, &target, path)?;
+            bytes(&source, &target, status.st_size, path)?;
             // The owner first: a change of owner clears set-user-id and file capabilities.
             own(&target, &status, path)?;
             attributes(&source, &target, path)
@@ -98,17 +99,35 @@ fn one(from: &OwnedFd, to: &OwnedFd, name: &CStr, path: &str, depth: u32) -> Ste
     }
 }
 
-fn bytes(source: &OwnedFd, target: &OwnedFd, path: &str) -> Step {
+/// Holes stay holes: an image of some bytes could fill the node's disk with what is in none of its layers.
+fn bytes(source: &OwnedFd, target: &OwnedFd, size: i64, path: &str) -> Step {
     let mut buffer = vec![0; 128 * 1024];
-    loop {
-        let count =
-            crate::sys::fd::read(source.as_fd(), &mut buffer).context(STAGE, "read", path)?;
-        if count == 0 {
-            return Ok(());
+    let mut at = 0;
+    while let Some((start, end)) =
+        fd::next_data(source.as_fd(), at).context(STAGE, "lseek", path)?
+    {
+        fd::seek(source.as_fd(), start).context(STAGE, "lseek", path)?;
+        fd::seek(target.as_fd(), start).context(STAGE, "lseek", path)?;
+        at = start;
+        while at < end {
+            let wanted = usize::try_from(end - at).unwrap_or(usize::MAX);
+            let wanted = wanted.min(buffer.len());
+            let room = buffer.get_mut(..wanted).unwrap_or_default();
+            let count = fd::read(source.as_fd(), room).context(STAGE, "read", path)?;
+            if count == 0 {
+                return Err(Fault::check(
+                    STAGE,
+                    "read",
+                    format_args!("{path}: too short"),
+                ));
+            }
+            let part = room.get(..count).unwrap_or_default();
+            fd::write_all(target.as_fd(), part).context(STAGE, "write", path)?;
+            at += u64::try_from(count).unwrap_or_default();
         }
-        let part = buffer.get(..count).unwrap_or_default();
-        crate::sys::fd::write_all(target.as_fd(), part).context(STAGE, "write", path)?;
     }
+    let size = u64::try_from(size).unwrap_or_default();
+    file::ftruncate(target, size).context(STAGE, "ftruncate", path)
 }
 
 fn times(status: &Stat) -> Timestamps {
@@ -168,4 +187,50 @@ fn attributes(source: &OwnedFd, target: &OwnedFd, path: &str) -> Step {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+
+    fn open(path: &std::path::Path) -> std::fs::File {
+        std::fs::File::open(path).unwrap()
+    }
+
+    #[test]
+    fn holes_stay_holes() {
+        let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let [from, to] = directories.each_ref().map(tempfile::TempDir::path);
+        let hole = 1 << 29;
+        for (name, parts, size) in [
+            ("empty", &[][..], 0),
+            ("hole", &[], hole),
+            ("dense", &[(0, "all")], 3),
+            ("ends", &[(0, "first"), (hole, "last")], hole + 4),
+            ("front", &[(hole, "last")], 2 * hole),
+        ] {
+            let file = std::fs::File::create(from.join(name)).unwrap();
+            file.set_len(size).unwrap();
+            for (at, text) in parts {
+                file.write_all_at(text.as_bytes(), *at).unwrap();
+            }
+        }
+        directory(open(from).as_fd(), open(to).as_fd(), "/data").unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let name = entry.unwrap().file_name();
+            let (source, copy) = (open(&from.join(&name)), open(&to.join(&name)));
+            let told = [&source, &copy].map(|file| file.metadata().unwrap());
+            assert_eq!(told[0].len(), told[1].len(), "{name:?}");
+            assert!(told[1].blocks() <= told[0].blocks(), "{name:?}: {told:?}");
+            for at in [0, hole, told[0].len().saturating_sub(8)] {
+                let read = |file: &std::fs::File| {
+                    let mut part = [0; 8];
+                    let count = file.read_at(&mut part, at).unwrap();
+                    part[..count].to_vec()
+                };
+                assert_eq!(read(&source), read(&copy), "{name:?} at {at}");
+            }
+        }
+    }
 }
