@@ -5,6 +5,9 @@
 //! /sys/fs/resctrl/CLASS/mon_groups/<container>/tasks      where monitoring is asked for
 //! /sys/fs/resctrl/<container>/{schemata,tasks}            without a name: the container's own
 //! ```
+//! A class that is there already is used as it is: other containers are in it. Whoever asks for other schemata than it has
+//! is refused.
+//!
 //! The daemon makes a group before the container's first process, which joins it before it executes anything, as does every
 //! later one ([`ProcessPlan::resctrl`]); it removes the container's own with the container. An OCI runtime does all that itself.
 //! Kernel: filesystems/resctrl.rst. OCI: config-linux.md#intelrdt.
@@ -14,6 +17,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use crate::base::edits::Rdt;
 use crate::base::error::{HasKind, Kind};
@@ -35,6 +39,19 @@ pub(crate) enum ResctrlError {
         /// Where classes are.
         root: PathBuf,
     },
+    /// A class that is there, and is not as it is asked for.
+    #[error(
+        "rdt: schemata {wanted:?}: {} has {found:?}, and others may use it: ask for what it has, leave the schemata out, or name another class",
+        path.display()
+    )]
+    Differs {
+        /// Of what is asked for, the first that it has not.
+        wanted: String,
+        /// What it has of that resource; empty: nothing.
+        found: String,
+        /// The class.
+        path: PathBuf,
+    },
     /// The kernel refuses.
     #[error("rdt: {operation} {}{status}", path.display())]
     Call {
@@ -52,7 +69,7 @@ pub(crate) enum ResctrlError {
 impl HasKind for ResctrlError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Missing { .. } => Kind::FailedPrecondition,
+            Self::Missing { .. } | Self::Differs { .. } => Kind::FailedPrecondition,
             Self::Call { source, .. } => match source.kind() {
                 io::ErrorKind::InvalidInput => Kind::InvalidArgument,
                 // No class or monitoring id is left.
@@ -91,7 +108,8 @@ impl Resctrl {
         all
     }
 
-    /// Makes what a container needs. A class that is named and has no schemata must exist.
+    /// Makes what a container needs. A class that is named and has no schemata must exist; one that has some and exists
+    /// must have the same.
     ///
     /// # Errors
     /// [`ResctrlError`]; what was made is removed again.
@@ -109,18 +127,30 @@ impl Resctrl {
                 root: self.0.clone(),
             });
         }
+        // Who finds a class finds it with its schemata.
+        static ORDER: Mutex<()> = Mutex::new(());
+        let _order = ORDER.lock().unwrap_or_else(PoisonError::into_inner);
         let mut made = vec![];
         let mut outcome = Ok(());
         for group in &groups {
+            let is_class = *group == groups[0];
             match fs::create_dir(group) {
                 Ok(()) => made.push(group),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    if is_class && !wanted.clos_id.is_empty() {
+                        outcome = self.compare(group, &lines);
+                        if outcome.is_err() {
+                            break;
+                        }
+                        continue;
+                    }
+                }
                 Err(error) => {
                     outcome = Err(self.failed("mkdir", group, error));
                     break;
                 }
             }
-            if *group == groups[0] && !lines.is_empty() {
+            if is_class && !lines.is_empty() {
                 let text = lines.join("\n") + "\n";
                 outcome = self.write(&group.join("schemata"), &text);
                 if outcome.is_err() {
@@ -160,6 +190,25 @@ impl Resctrl {
         first
     }
 
+    /// Whether a class has these schemata.
+    fn compare(&self, group: &Path, lines: &[&str]) -> Result<(), ResctrlError> {
+        if lines.is_empty() {
+            return Ok(());
+        }
+        let file = group.join("schemata");
+        let text = fs::read_to_string(&file).map_err(|error| self.failed("read", &file, error))?;
+        match lines.iter().find(|line| !has(&text, line)) {
+            None => Ok(()),
+            Some(line) => Err(ResctrlError::Differs {
+                wanted: (*line).to_owned(),
+                found: of_resource(&text, resource(line))
+                    .unwrap_or_default()
+                    .to_owned(),
+                path: group.to_owned(),
+            }),
+        }
+    }
+
     fn write(&self, path: &Path, text: &str) -> Result<(), ResctrlError> {
         let file = OpenOptions::new().write(true).open(path);
         file.and_then(|mut file| file.write_all(text.as_bytes()))
@@ -179,6 +228,33 @@ impl Resctrl {
             source,
         }
     }
+}
+
+/// The resource of a line, as `L3` of `L3:0=f`.
+fn resource(line: &str) -> &str {
+    line.split(':').next().unwrap_or_default().trim()
+}
+
+/// The line of a resource in what the kernel shows.
+fn of_resource<'t>(text: &'t str, name: &str) -> Option<&'t str> {
+    let mut lines = text.lines().map(str::trim);
+    lines.find(|line| resource(line) == name)
+}
+
+/// Whether every value of a line is in what the kernel shows: it has blanks and zeros before numbers, and more domains.
+fn has(text: &str, line: &str) -> bool {
+    fn values(line: &str) -> impl Iterator<Item = (&str, String)> {
+        let (_, values) = line.split_once(':').unwrap_or_default();
+        let parts = values.split(';').filter(|part| !part.trim().is_empty());
+        parts.map(|part| {
+            let (domain, value) = part.split_once('=').unwrap_or((part, ""));
+            let value = value.trim().trim_start_matches("0x");
+            let value = value.trim_start_matches('0').to_ascii_lowercase();
+            (domain.trim(), value)
+        })
+    }
+    of_resource(text, resource(line))
+        .is_some_and(|found| values(line).all(|wanted| values(found).any(|one| one == wanted)))
 }
 
 /// A tree of plain files stands for the kernel's; what it makes by itself (`schemata`, `tasks`, `mon_groups`) the tests make.
@@ -270,14 +346,55 @@ mod tests {
     #[test]
     fn schemata_are_written_at_once() {
         let world = World::new();
+        fs::create_dir(world.own()).unwrap();
+        put(&world.own().join("schemata"), "");
         let wanted = |rdt: &mut Rdt| {
-            rdt.clos_id = "gold".to_owned();
             rdt.l3_cache_schema = "L3:0=f".to_owned();
             rdt.schemata = vec!["MB:0=50".to_owned(), "L2:0=3".to_owned()];
         };
         world.make(wanted).unwrap();
-        let text = fs::read_to_string(world.root.path().join("gold/schemata")).unwrap();
+        let text = fs::read_to_string(world.own().join("schemata")).unwrap();
         assert_eq!(text, "L3:0=f\nMB:0=50\nL2:0=3\n");
+    }
+
+    #[test]
+    fn a_class_that_exists_is_never_changed() {
+        let world = World::new();
+        let kernels = "    MB:0= 50;1=100\n    L3:0=00f;1=7ff\n";
+        let file = world.root.path().join("gold/schemata");
+        put(&file, kernels);
+        let ask = |lines: &[&str]| {
+            let lines = lines.iter().map(|line| (*line).to_owned()).collect();
+            world.make(|rdt| {
+                rdt.clos_id = "gold".to_owned();
+                rdt.schemata = lines;
+            })
+        };
+        for same in [
+            &["MB:0=50"][..],
+            &["L3:0=f;1=7FF", "MB:1=100;0=50"],
+            &["L3:1=0x7ff"],
+        ] {
+            ask(same).unwrap();
+        }
+        for (other, has) in [
+            (&["MB:0=5"][..], "MB:0= 50;1=100"),
+            (&["MB:0=50", "L3:0=7ff"], "L3:0=00f;1=7ff"),
+            (&["L3:2=f"], "L3:0=00f;1=7ff"),
+            (&["L2:0=f"], ""),
+        ] {
+            let error = ask(other).unwrap_err();
+            let text = chain(&error);
+            let named = [
+                other[other.len() - 1],
+                "gold",
+                has,
+                "leave the schemata out",
+            ];
+            assert!(named.iter().all(|part| text.contains(part)), "{text}");
+            assert_eq!(error.kind(), Kind::FailedPrecondition);
+        }
+        assert_eq!(fs::read_to_string(&file).unwrap(), kernels);
     }
 
     #[test]

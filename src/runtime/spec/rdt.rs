@@ -45,9 +45,13 @@ fn merged(all: &[Edits]) -> Result<Option<(Rdt, &str, &'static str)>> {
     Ok(made)
 }
 
+/// Directories that the kernel makes beside those of classes.
+const RESERVED: [&str; 3] = ["info", "mon_data", "mon_groups"];
+
 fn check(rdt: &Rdt, by: &str, field: &str) -> Result<()> {
     let class = &rdt.clos_id;
-    if class.contains(['/', '\n', '\0']) || matches!(&**class, "." | "..") || class.len() > 255 {
+    let odd = class.contains(['/', '\n', '\0']) || matches!(&**class, "." | "..");
+    if odd || RESERVED.contains(&&**class) || class.len() > 255 {
         let mend = "use the name of a directory";
         let problem = "is no name of a class";
         return Err(SpecError::invalid(
@@ -57,10 +61,14 @@ fn check(rdt: &Rdt, by: &str, field: &str) -> Result<()> {
             mend,
         ));
     }
-    let lines = [&rdt.l3_cache_schema, &rdt.mem_bw_schema];
-    for line in lines.into_iter().chain(&rdt.schemata) {
+    let lines = [
+        ("l3CacheSchema", &rdt.l3_cache_schema),
+        ("memBwSchema", &rdt.mem_bw_schema),
+    ];
+    let more = rdt.schemata.iter().map(|line| ("schemata", line));
+    for (name, line) in lines.into_iter().chain(more) {
         if line.contains(['\n', '\0']) {
-            let field = format!("{by}: {field}.schemata");
+            let field = format!("{by}: {field}.{name}");
             let mend = "give each line as an entry";
             return Err(SpecError::invalid(field, line, "is more than a line", mend));
         }
@@ -166,7 +174,14 @@ mod tests {
             schemata: Some(vec!["L3:0=f\nMB:0=1".to_owned()]),
             enable_monitoring: None,
         };
-        for edit in [class("a/b"), class(".."), class("a\n"), lines] {
+        for edit in [
+            class("a/b"),
+            class(".."),
+            class("a\n"),
+            class("info"),
+            class("mon_groups"),
+            lines,
+        ] {
             let error = of(&[edits(vec![edit])]).unwrap_err().to_string();
             assert!(error.starts_with("NRI plugin 10-x: rdt"), "{error}");
         }
