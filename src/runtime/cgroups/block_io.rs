@@ -38,8 +38,8 @@ fn write(version: Version, file: String, value: String, line: Option<Line>) -> W
     }
 }
 
-/// The kernel's weight where none is given.
-const WEIGHT: u16 = 100;
+/// The kernel's weight where none is given, in every file.
+const WEIGHT: u32 = 100;
 
 fn weights(limits: &BlockIo, version: Version, has: impl Fn(&str) -> bool) -> Vec<Write> {
     let choose = |bfq: &str, other: &str| match has(bfq) {
@@ -64,7 +64,10 @@ fn weights(limits: &BlockIo, version: Version, has: impl Fn(&str) -> bool) -> Ve
     let mut writes = vec![];
     if let Some(weight) = limits.weight {
         let (file, other) = of_all;
-        let value = scaled(if weight == 0 { WEIGHT } else { weight }, other);
+        let value = match weight {
+            0 => WEIGHT,
+            weight => scaled(weight, other),
+        };
         // Beside those of devices; v1 has a file for each.
         let line = (version == Version::V2).then(|| Line {
             key: "default".to_owned(),
@@ -199,6 +202,14 @@ mod tests {
                 "blkio blkio.weight_device < 8:0 default"
             ]
         );
+        for bfq in [true, false] {
+            let file = if bfq { "io.bfq.weight" } else { "io.weight" };
+            let lines = [
+                format!("io {file} < 100"),
+                format!("io {file} < 8:0 default"),
+            ];
+            assert_eq!(shown(&lifted, Version::V2, bfq), lines);
+        }
         assert!(plan(&BlockIo::default(), Version::V2, |_| true).is_empty());
     }
 
