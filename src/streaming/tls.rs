@@ -9,6 +9,7 @@ mod self_signed;
 #[cfg(test)]
 mod tests;
 
+use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -390,12 +391,36 @@ fn content(setting: TlsSetting, path: &Path, reason: impl ToString) -> TlsError 
     }
 }
 
+/// Most bytes of a file: all public authorities together need a fifth of it.
+const MAX_FILE: u64 = 1 << 20;
+
 fn read(setting: TlsSetting, path: &Path) -> Result<Vec<u8>, TlsError> {
-    std::fs::read(path).map_err(|source| TlsError::Read {
+    let failed = |source| TlsError::Read {
         setting,
         path: path.to_owned(),
         source,
-    })
+    };
+    // Before it is opened: a pipe would wait for its writer.
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(content(setting, path, "it is no regular file"));
+    }
+    let mut text = Vec::new();
+    let mut file = std::fs::File::open(path)
+        .map_err(failed)?
+        .take(MAX_FILE + 1);
+    if file.read_to_end(&mut text).map_err(failed)? as u64 > MAX_FILE {
+        return Err(content(
+            setting,
+            path,
+            format!("it has more than {MAX_FILE} bytes"),
+        ));
+    }
+    Ok(text)
+}
+
+/// Whether everybody on the node may read a private key.
+fn is_open_to_all(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| found.mode() & 0o004 != 0)
 }
 
 fn certificates(
@@ -421,6 +446,12 @@ fn certified(pair: &TlsPair, provider: &CryptoProvider) -> Result<CertifiedKey, 
         .key_provider
         .load_private_key(key)
         .map_err(|error| in_key(error.to_string()))?;
+    if is_open_to_all(&pair.key) {
+        tracing::warn!(
+            path = %pair.key.display(),
+            "streaming server: every user of the node may read the private key; take the right away: chmod o= FILE"
+        );
+    }
     let certified = CertifiedKey::new(chain, key);
     match certified.keys_match() {
         Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(certified),

@@ -313,3 +313,37 @@ async fn a_client_that_says_nothing_is_left() {
     let opened = Wire::open(socket, Some(&tls), Duration::from_millis(100)).await;
     assert!(opened.is_none() && begun.elapsed() < Duration::from_secs(20));
 }
+
+#[test]
+fn a_file_that_cannot_be_one_is_refused_by_name() {
+    let files = Files::new();
+    files.pair("good");
+    let limit = usize::try_from(MAX_FILE).unwrap();
+    let good = std::fs::read_to_string(files.path("good.crt")).unwrap();
+    files.write("long.crt", &(good.clone() + &"\n".repeat(limit)));
+    files.write(
+        "whole.crt",
+        &(good.clone() + &"\n".repeat(limit - good.len())),
+    );
+    files.options("whole.crt", "good.key").check().unwrap();
+    for (name, reason) in [
+        ("long.crt", "more than 1048576 bytes"),
+        ("", "no regular file"),
+    ] {
+        let error = files.options(name, "good.key").check().unwrap_err();
+        assert_eq!(error.setting(), Some(TlsSetting::Certificate));
+        assert!(error.to_string().contains(reason), "{error}");
+    }
+}
+
+#[test]
+fn a_key_that_everybody_may_read_is_noticed() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let files = Files::new();
+    files.write("key", "");
+    for (mode, open) in [(0o600, false), (0o640, false), (0o644, true), (0o604, true)] {
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(files.path("key"), mode).unwrap();
+        assert_eq!(is_open_to_all(&files.path("key")), open);
+    }
+}
