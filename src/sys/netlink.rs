@@ -70,44 +70,6 @@ impl Message {
         pad(&mut body);
         Self { kind, flags, body }
     }
-
-    /// Adds an attribute of bytes.
-    #[must_use]
-    pub(crate) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
-        put(&mut self.body, kind, value);
-        self
-    }
-
-    /// Adds an attribute of one integer in the machine's byte order (links, addresses, routes).
-    #[must_use]
-    pub(crate) fn u32(self, kind: u16, value: u32) -> Self {
-        self.bytes(kind, &value.to_ne_bytes())
-    }
-
-    /// Adds an attribute of one integer in network byte order (nftables).
-    #[must_use]
-    pub(crate) fn be32(self, kind: u16, value: u32) -> Self {
-        self.bytes(kind, &value.to_be_bytes())
-    }
-
-    /// Adds a NUL-terminated string.
-    #[must_use]
-    pub(crate) fn text(self, kind: u16, value: &str) -> Self {
-        let mut bytes = value.as_bytes().to_vec();
-        bytes.push(0);
-        self.bytes(kind, &bytes)
-    }
-
-    /// Adds an attribute made of attributes.
-    #[must_use]
-    pub(crate) fn nest(mut self, kind: u16, fill: impl FnOnce(Attributes) -> Attributes) -> Self {
-        put(
-            &mut self.body,
-            kind | NESTED,
-            &fill(Attributes::default()).0,
-        );
-        self
-    }
 }
 
 /// Attributes inside an attribute, optionally after a fixed header.
@@ -122,29 +84,35 @@ impl Attributes {
         pad(&mut self.0);
         self
     }
+}
+
+/// What attributes are added to.
+pub(crate) trait Attributed: Sized {
+    /// Its bytes.
+    fn buffer(&mut self) -> &mut Vec<u8>;
 
     /// Adds an attribute of bytes.
     #[must_use]
-    pub(crate) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
-        put(&mut self.0, kind, value);
+    fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
+        put(self.buffer(), kind, value);
         self
     }
 
-    /// Adds an integer in the machine's byte order.
+    /// Adds an attribute of one integer in the machine's byte order (links, addresses, routes).
     #[must_use]
-    pub(crate) fn u32(self, kind: u16, value: u32) -> Self {
+    fn u32(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_ne_bytes())
     }
 
-    /// Adds an integer in network byte order.
+    /// Adds an attribute of one integer in network byte order (nftables).
     #[must_use]
-    pub(crate) fn be32(self, kind: u16, value: u32) -> Self {
+    fn be32(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
     /// Adds a NUL-terminated string.
     #[must_use]
-    pub(crate) fn text(self, kind: u16, value: &str) -> Self {
+    fn text(self, kind: u16, value: &str) -> Self {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
         self.bytes(kind, &bytes)
@@ -152,9 +120,20 @@ impl Attributes {
 
     /// Adds an attribute made of attributes.
     #[must_use]
-    pub(crate) fn nest(mut self, kind: u16, fill: impl FnOnce(Self) -> Self) -> Self {
-        put(&mut self.0, kind | NESTED, &fill(Self::default()).0);
-        self
+    fn nest(self, kind: u16, fill: impl FnOnce(Attributes) -> Attributes) -> Self {
+        self.bytes(kind | NESTED, &fill(Attributes::default()).0)
+    }
+}
+
+impl Attributed for Message {
+    fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.body
+    }
+}
+
+impl Attributed for Attributes {
+    fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.0
     }
 }
 

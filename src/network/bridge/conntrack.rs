@@ -7,7 +7,7 @@ use crate::network::bridge::expressions::nfproto;
 use crate::network::bridge::nftables::protocol_number;
 use crate::network::cidr::IpFamily;
 use crate::network::ports::Forward;
-use crate::sys::netlink::{Family, Message, Refusal, Socket, attribute};
+use crate::sys::netlink::{Attributed as _, Family, Message, Refusal, Socket, attribute};
 
 /// Subsystem 1; `IPCTNL_MSG_CT_GET`, `IPCTNL_MSG_CT_DELETE`.
 const GET: u16 = 0x0101;

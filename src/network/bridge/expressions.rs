@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use crate::network::cidr::{Cidr, IpFamily};
-use crate::sys::netlink::Attributes;
+use crate::sys::netlink::{Attributed as _, Attributes};
 
 /// First 32-bit register; the others follow. Register 0 is the verdict.
 const R0: u32 = 8;

@@ -15,8 +15,8 @@ use crate::base::id::PodId;
 use crate::network::bridge::routes::{self, Route};
 use crate::network::cidr::IpFamily;
 use crate::sys::netlink::{
-    Answer, Attributes, CREATE, EXCL, Family, Message, REPLACE, Refusal, Socket, attribute,
-    read_text, read_u32,
+    Answer, Attributed as _, Attributes, CREATE, EXCL, Family, Message, REPLACE, Refusal, Socket,
+    attribute, read_text, read_u32,
 };
 use crate::sys::ns::in_netns;
 

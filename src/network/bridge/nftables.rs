@@ -30,7 +30,7 @@ use crate::network::bridge::expressions::{DATA_VALUE, Is, Rule, Side, octets};
 use crate::network::cidr::{Cidr, IpFamily};
 use crate::network::ports::Forward;
 use crate::sys::netlink::{
-    APPEND, CREATE, EXCL, Family, Message, Refusal, Socket, attribute, read_text,
+    APPEND, Attributed as _, CREATE, EXCL, Family, Message, Refusal, Socket, attribute, read_text,
 };
 
 const SUBSYSTEM: u8 = 10;

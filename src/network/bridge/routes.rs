@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::network::bridge::links::{AF_INET, AF_INET6, Link, family_number, read_ip, with_ip};
 use crate::network::cidr::Cidr;
 use crate::sys::netlink::{
-    Answer, CREATE, Message, REPLACE, Refusal, Socket, attribute, attributes, read_u32,
+    Answer, Attributed as _, CREATE, Message, REPLACE, Refusal, Socket, attribute, attributes,
+    read_u32,
 };
 
 const RTM_NEWROUTE: u16 = 24;

@@ -430,7 +430,7 @@ async fn a_host_without_ipv6() {
 /// What another table drops no rule of ours can accept: it is said.
 #[tokio::test]
 async fn a_firewall_that_drops() {
-    use crate::sys::netlink::{CREATE, Family, Message, Socket};
+    use crate::sys::netlink::{Attributed as _, CREATE, Family, Message, Socket};
     let world = World::new();
     in_netns(world.host.as_fd(), || {
         let message =

@@ -102,8 +102,8 @@ pub(crate) fn staged_volume(plan: &Plan, index: usize) -> Option<String> {
     is_owned(plan).then(|| format!("volume-{index}"))
 }
 
-/// Devices that a runtime makes unasked.
-const BASIC: [&str; 6] = [
+/// Devices that every container has; a runtime makes them unasked.
+pub(crate) const BASIC: [&str; 6] = [
     "/dev/null",
     "/dev/zero",
     "/dev/full",
