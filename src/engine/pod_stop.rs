@@ -1,12 +1,14 @@
 //! StopPodSandbox and RemovePodSandbox, and what undoing and restoring share with them.
 //!
 //! Stop: no new container -> wait for those in the making -> kill everything at once -> network. Remove:
-//! stop, then containers, monitor, cgroups, directory, record. Every step can be repeated.
+//! stop, then containers (several at a time), monitor, cgroups, directory, record. Every step can be repeated.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use futures_util::future::join_all;
+use futures_util::stream;
 
 use crate::base::error::chain;
 use crate::engine::Engine;
@@ -20,6 +22,8 @@ use crate::engine::state::{ContainerPhase, PodInput, PodPhase};
 const LANE_WAIT: Duration = Duration::from_secs(10);
 /// How long the exits of killed processes may take to be noticed.
 const EXIT_WAIT: Duration = Duration::from_secs(10);
+/// How many containers of a pod are removed at a time: what an OCI runtime does for that is mostly waiting.
+const REMOVALS: usize = 4;
 
 impl Engine {
     /// Stops a pod; one that is stopped, or that nobody knows, is fine.
@@ -202,8 +206,10 @@ impl Engine {
     pub(super) async fn remove_in_turn(&self, pod: &Arc<Pod>) -> Result<()> {
         let core = self.core();
         let mut clean_up = CleanUp::default();
-        for container in pod.containers() {
-            let removed = self.remove_in_task(container).await;
+        let containers = stream::iter(pod.containers());
+        let removals = containers.map(|container| self.remove_in_task(container));
+        let mut removals = removals.buffered(REMOVALS);
+        while let Some(removed) = removals.next().await {
             clean_up.note("container", removed);
         }
         if !clean_up.is_clean() {

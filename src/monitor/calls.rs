@@ -385,14 +385,18 @@ impl Monitor<'_> {
     }
 
     fn remove(&mut self, asked: Asked, id: ContainerId) -> Answer {
-        let Ok(container) = self.find(id) else {
+        let found = self.containers.iter_mut().find(|one| one.id == id);
+        let Some(container) = found else {
             return DONE;
         };
-        container.removal = Some(asked);
+        if let Some(before) = container.removal.replace(asked) {
+            let again = Reply::Failed(check("the removal was asked for again"));
+            self.link.reply(before, again, Vec::new());
+        }
         if container.exit.is_none() {
             container.kill();
         }
-        self.end_hooks(Some(id));
+        self.cut_short(Some(id));
         Ok(None)
     }
 
@@ -408,7 +412,7 @@ impl Monitor<'_> {
         if let Some(sandbox) = &self.sandbox {
             sandbox.kill();
         }
-        self.end_hooks(None);
+        self.cut_short(None);
         self.stop = Some(asked);
     }
 

@@ -16,7 +16,8 @@ use crate::base::clock::Timestamp;
 use crate::base::container::ProcessUser;
 use crate::base::handler::OciRuntime;
 use crate::base::id::ContainerId;
-use crate::monitor::child::{Child, Phase, Said, check};
+use crate::monitor::calls::SETUP;
+use crate::monitor::child::{Child, Phase, Said, check, fault};
 use crate::monitor::container::Container;
 use crate::monitor::link::Asked;
 use crate::monitor::protocol::{Event, Reply};
@@ -27,7 +28,7 @@ use crate::runtime::plan::Fault;
 use crate::runtime::tree;
 use crate::sys::process::{self, Exit};
 
-/// How long a runtime may take for anything but making a process.
+/// How long a runtime may take for a signal.
 const QUICK: Duration = Duration::from_secs(15);
 /// How long a runtime may take to forget a container.
 const DELETE: Duration = Duration::from_secs(40);
@@ -144,7 +145,9 @@ impl Monitor<'_> {
             return Err(check("the container has no OCI runtime"));
         };
         let name = id.to_string();
-        let child = Child::call(verb, external.place(&name), asked, Instant::now() + QUICK)?;
+        // With a start go the hooks for it.
+        let limit = if verb == Verb::Start { SETUP } else { QUICK };
+        let child = Child::call(verb, external.place(&name), asked, Instant::now() + limit)?;
         if verb == Verb::Start {
             // Who is started may end before the runtime says so.
             container.child.phase = Phase::Running;
@@ -226,19 +229,28 @@ impl Monitor<'_> {
     /// # Errors
     /// It is not our child.
     fn find_made(&mut self, pid: u32) -> Result<Found, Fault> {
-        if let Some(index) = self.strays.iter().position(|stray| stray.0 == pid) {
-            let (_, exit) = self.strays.swap_remove(index);
-            return Ok(Found::Ended(exit));
+        let stray = self.strays.iter().position(|stray| stray.0 == pid);
+        let ended = stray.map(|index| self.strays.swap_remove(index).1);
+        // Our child until we reap it: the number is its own, whoever had it before.
+        if !self.knows(pid) && tree::parent_of(pid) == Some(process::id()) {
+            return process::pidfd_open(pid)
+                .map(Found::Lives)
+                .map_err(|error| fault("pidfd_open", &pid.to_string(), &error));
         }
-        // Our child until we reap it: the number is its own.
-        if tree::parent_of(pid) != Some(process::id()) {
-            return Err(check(&format!(
+        ended.map(Found::Ended).ok_or_else(|| {
+            check(&format!(
                 "process {pid} of the OCI runtime is not the monitor's child"
-            )));
-        }
-        process::pidfd_open(pid)
-            .map(Found::Lives)
-            .map_err(|error| crate::monitor::child::fault("pidfd_open", &pid.to_string(), &error))
+            ))
+        })
+    }
+
+    /// Whether this number is that of a living child of which we know what it is.
+    fn knows(&self, pid: u32) -> bool {
+        let containers = self.containers.iter().map(|one| &one.child);
+        let execs = self.execs.iter().map(|one| &one.child);
+        let helpers = self.helpers.iter().map(|one| &one.child);
+        let mut all = containers.chain(execs).chain(helpers).chain(&self.sandbox);
+        all.any(|child| child.live_pid() == Some(pid))
     }
 
     /// A helper says that its runtime has made container `index`.
@@ -376,5 +388,39 @@ fn taken(said: Said) -> (Option<Made>, Option<OwnedFd>) {
             terminal,
         } => (Some(Made { pid, user }), terminal),
         _ => (None, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::monitor::container::Buffers;
+    use crate::monitor::log::{BATCH, MAX_LINE};
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "test")]
+    fn a_number_is_that_of_who_lives() {
+        let (_daemon, ours) = crate::sys::socket::pair().unwrap();
+        let mut buffers = Buffers {
+            read: [0; MAX_LINE],
+            batch: [0; BATCH],
+        };
+        let mut monitor = Monitor::new(ours, &mut buffers).unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        // Who had the number before ended while a helper was on its way.
+        let before = (child.id(), Exit::Code(3));
+        monitor.strays = vec![before];
+        let found = monitor.find_made(child.id());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(matches!(found, Ok(Found::Lives(_))));
+        assert!(monitor.strays.is_empty());
+        monitor.strays = vec![before];
+        let found = monitor.find_made(child.id());
+        assert!(matches!(found, Ok(Found::Ended(Exit::Code(3)))));
+        assert!(monitor.find_made(child.id()).is_err());
     }
 }

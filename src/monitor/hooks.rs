@@ -10,6 +10,7 @@ use crate::monitor::external::{Helper, Task};
 use crate::monitor::link::Asked;
 use crate::monitor::protocol::{Event, Reply};
 use crate::monitor::serve::Monitor;
+use crate::runtime::external::Verb;
 use crate::runtime::hooks::Stage;
 use crate::runtime::plan::Fault;
 use crate::runtime::tree;
@@ -111,22 +112,22 @@ impl Monitor<'_> {
         self.link.reply(asked, reply, Vec::new());
     }
 
-    /// Ends the hooks that run for a container, or all, with what they started.
-    pub(crate) fn end_hooks(&self, id: Option<ContainerId>) {
+    /// Ends what runs for a container, or for all, that nobody needs once they are killed: hooks, and an OCI runtime that
+    /// starts one (with hooks of its own).
+    pub(crate) fn cut_short(&self, id: Option<ContainerId>) {
         for helper in &self.helpers {
-            if id.is_none_or(|id| id == helper.id) {
-                helper.end_hooks();
+            let needless = matches!(helper.task, Task::Hooks(_) | Task::Call(Verb::Start));
+            if needless && id.is_none_or(|id| id == helper.id) {
+                helper.end();
             }
         }
     }
 }
 
 impl Helper {
-    /// Kills its hooks with it, if it runs any.
-    pub(crate) fn end_hooks(&self) {
-        if matches!(self.task, Task::Hooks(_))
-            && let Some(pid) = self.child.live_pid()
-        {
+    /// Kills it with all that it has started.
+    fn end(&self) {
+        if let Some(pid) = self.child.live_pid() {
             tree::kill(pid);
         }
     }
@@ -138,7 +139,7 @@ impl Helper {
             .deadline()
             .is_some_and(|deadline| deadline <= now)
         {
-            self.end_hooks();
+            self.end();
         }
         self.child.expire(now);
     }

@@ -79,6 +79,8 @@ impl Lower {
             // It was never asked for, or the node has rebooted.
             return Ok(());
         }
+        // One at a time: each listens in the pod's directory, where a restarted daemon finds one.
+        let _turn = container.pod.clean_lane.turn().await;
         let pod = container.pod.id;
         let (monitor, _events) = self.monitor(pod, &core.pod_directory(pod)).await?;
         let cleaned = monitor.clean(container.id, runtime.clone(), bundle).await;

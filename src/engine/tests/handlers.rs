@@ -43,7 +43,13 @@ create)
 	echo $! > "$root/$id/pid"
 	cp "$root/$id/pid" "$pid_file"
 	;;
-start) [ "$(cat "$here/mode")" != refuses ] || fail 'it will not start'; touch "$root/$1/start" ;;
+start)
+	case $(cat "$here/mode") in
+	refuses) fail 'it will not start' ;;
+	hooked) sleep 1000 & echo $! > "$here/hook"; wait ;;
+	esac
+	touch "$root/$1/start"
+	;;
 exec)
 	pid_file=$4
 	# It outlives this shell, which would take its exit code along.
@@ -52,6 +58,11 @@ exec)
 	;;
 kill) kill "-$2" "$(cat "$root/$1/pid")" ;;
 delete)
+	touch "$here/deletes.$2"
+	case $(cat "$here/mode") in
+	together) while [ "$(find "$here" -name 'deletes.*' | wc -l)" -lt 4 ]; do sleep 0.02; done ;;
+	slow) while [ ! -e "$here/go" ]; do sleep 0.02; done ;;
+	esac
 	[ ! -e "$root/$2/pid" ] || kill -9 "$(cat "$root/$2/pid")" 2> /dev/null
 	rm -rf "${root:?}/${2:?}"
 	;;
@@ -281,5 +292,91 @@ async fn another_monitor_cleans_up_for_one_that_was_killed() {
     remove_pods(&engine).await;
     assert_eq!(known(&node), 0);
     assert_eq!(calls().matches("delete").count(), 1);
+    node.end(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containers_of_a_pod_are_removed_side_by_side() {
+    let node = node_with_runtime();
+    let engine = node.start().await;
+    let pod = run_script_pod(&node, &engine, "one").await;
+    for name in ["a", "b", "c", "d", "e"] {
+        run(&engine, &pod, name, "unused").await;
+    }
+    // Each deletion waits for three others.
+    set_mode(&node, "together");
+    timeout(Duration::from_secs(20), remove_pods(&engine))
+        .await
+        .expect("one after the other");
+    assert_eq!(known(&node), 0);
+    // Of one whose monitor is gone, one after the other.
+    set_mode(&node, "works");
+    let pod = run_script_pod(&node, &engine, "two").await;
+    for name in ["f", "g", "h"] {
+        run(&engine, &pod, name, "unused").await;
+    }
+    let monitor = engine.core().pod(&pod).unwrap().monitor().unwrap();
+    monitor.kill_monitor().await.unwrap();
+    until("the loss is noticed", || {
+        !engine.core().pod(&pod).unwrap().is_ready()
+    })
+    .await;
+    remove_pods(&engine).await;
+    assert_eq!(known(&node), 0);
+    node.end(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_for_a_removal_again_waits_for_it_too() {
+    let node = node_with_runtime();
+    let engine = node.start().await;
+    let pod = run_script_pod(&node, &engine, "one").await;
+    let id = run(&engine, &pod, "main", "unused").await;
+    let id = engine.core().container(&id).unwrap().id;
+    set_mode(&node, "slow");
+    let monitor = engine.core().pod(&pod).unwrap().monitor().unwrap();
+    let tasks = Tasks::default();
+    let ask = || {
+        let monitor = monitor.clone();
+        tasks.spawn(async move { monitor.remove(id).await })
+    };
+    let first = ask();
+    until("its deletion", || {
+        node.path(&format!("deletes.{id}")).exists()
+    })
+    .await;
+    let mut second = ask();
+    let told = timeout(PATIENCE, first).await.unwrap().unwrap();
+    assert!(chain(&told.unwrap_err()).contains("again"));
+    assert!(second.try_recv().is_err(), "it is told of what is not done");
+    assert_eq!(known(&node), 1);
+    fill(&node.path("go"), "");
+    timeout(PATIENCE, second).await.unwrap().unwrap().unwrap();
+    assert_eq!(known(&node), 0);
+    remove_pods(&engine).await;
+    node.end(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hooks_of_an_oci_runtime_do_not_outlive_their_pod() {
+    let node = node_with_runtime();
+    let engine = node.start().await;
+    let pod = run_script_pod(&node, &engine, "one").await;
+    let id = create(&engine, &pod, "main", "unused").await;
+    set_mode(&node, "hooked");
+    let (starting, of, tasks) = (engine.clone(), id.clone(), Tasks::default());
+    let start = tasks.spawn(async move { starting.start_container(&of).await });
+    let hook = || fs::read_to_string(node.path("hook")).unwrap_or_default();
+    until("its hook", || hook().ends_with('\n')).await;
+    let hook = node.path("/proc").join(hook().trim());
+    assert!(hook.exists());
+    let monitor = engine.core().pod(&pod).unwrap().monitor().unwrap();
+    let stopped = timeout(Duration::from_secs(10), monitor.stop()).await;
+    stopped.expect("it waits for the hook").unwrap();
+    let error = timeout(PATIENCE, start).await.unwrap().unwrap();
+    assert!(chain(&error.unwrap_err()).contains("helper was killed"));
+    until("the hook goes on", || !hook.exists()).await;
+    remove_pods(&engine).await;
+    assert_eq!(known(&node), 0);
     node.end(engine).await;
 }

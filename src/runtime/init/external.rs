@@ -25,7 +25,7 @@ const STAGE: &str = "runtime";
 pub(super) const PATH: &std::ffi::CStr =
     c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Most bytes of a log that are looked at.
-const MAX_LOG: usize = 256 * 1024;
+const MAX_LOG: u64 = 256 * 1024;
 /// Most bytes of a message that are told.
 const MAX_MESSAGE: usize = 2048;
 
@@ -351,16 +351,13 @@ impl<'a> Call<'a> {
 
     fn told(&self, exit: process::Exit) -> Fault {
         let path = self.place.runtime.path.display();
-        let mut log = std::fs::read(&self.log).unwrap_or_default();
+        let log = end_of(&self.log).unwrap_or_default();
         if let Some(number) = log.strip_prefix(EXEC.as_bytes()) {
             let number = std::str::from_utf8(number)
                 .ok()
                 .and_then(|n| n.parse().ok());
             let error = std::io::Error::from_raw_os_error(number.unwrap_or(5));
             return Fault::call(STAGE, "execve", path, &error);
-        }
-        if log.len() > MAX_LOG {
-            let _front = log.drain(..log.len() - MAX_LOG);
         }
         let said = message_of(&String::from_utf8_lossy(&log));
         let mut text = said.unwrap_or_else(|| match exit {
@@ -375,6 +372,17 @@ impl<'a> Call<'a> {
             errno: 0,
         }
     }
+}
+
+/// The last bytes of a file, at most [`MAX_LOG`].
+fn end_of(path: &Path) -> std::io::Result<Vec<u8>> {
+    use std::io::{Read as _, Seek as _, SeekFrom};
+    let mut file = std::fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(MAX_LOG)))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_LOG).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Marks a log that the helper wrote instead of the runtime.

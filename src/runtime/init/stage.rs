@@ -159,9 +159,15 @@ pub(super) fn fill_volumes(
 /// makes belongs to that one.
 fn as_root_of(user: BorrowedFd<'_>, keep: &[BorrowedFd<'_>], work: impl FnOnce() -> Step) -> Step {
     let (ours, childs) = socket::pair().context(STAGE, "socketpair", "")?;
+    let helper = process::id();
+    // Entering takes the signal at a parent's end back: it is asked for afterwards.
+    let enter = || {
+        userns::enter(user)?;
+        process::die_with_parent(helper).context(STAGE, "prctl", "PR_SET_PDEATHSIG")
+    };
     let all = [keep, &[childs.as_fd()]].concat();
     let child = clone::fork_into(0, &all, || {
-        let outcome = userns::enter(user).and_then(|()| work());
+        let outcome = enter().and_then(|()| work());
         tell(outcome.map(|()| (Report::Done, None)), childs.as_fd())
     });
     let child = child.context(STAGE, "clone3", "")?;
@@ -179,6 +185,38 @@ fn as_root_of(user: BorrowedFd<'_>, keep: &[BorrowedFd<'_>], work: impl FnOnce()
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_works_for_a_helper_ends_with_it() {
+        use crate::sys::poll::{PollFd, PollFlags, poll};
+        clone::in_forked_child(|| {
+            let ids = vec![(0, 65536, 65536)];
+            let made = userns::make(&ids, &ids, false).unwrap();
+            let (reader, writer) = crate::sys::fd::pipe().unwrap();
+            let keep = [made.user.as_fd(), writer.as_fd()];
+            let helper = clone::fork_into(0, &keep, || {
+                let work = || {
+                    crate::sys::fd::write_all(writer.as_fd(), &process::id().to_ne_bytes())
+                        .context(STAGE, "write", "")?;
+                    loop {
+                        let _for_ever = poll(&mut [], None);
+                    }
+                };
+                i32::from(as_root_of(keep[0], &keep, work).is_err())
+            });
+            let helper = helper.unwrap();
+            drop(writer);
+            let mut pid = [0; 4];
+            std::io::Read::read_exact(&mut std::fs::File::from(reader), &mut pid).unwrap();
+            let worker = process::pidfd_open(u32::from_ne_bytes(pid)).unwrap();
+            process::send_signal(helper.pidfd.as_fd(), 9).unwrap();
+            let mut set = [PollFd::new(&worker, PollFlags::IN)];
+            let ended = poll(&mut set, Some(std::time::Duration::from_secs(5))).unwrap();
+            process::send_signal(worker.as_fd(), 9).unwrap();
+            process::wait(helper.pidfd.as_fd()).unwrap();
+            assert_eq!(ended, 1, "it goes on without its helper");
+        });
+    }
 
     #[test]
     fn a_closed_directory_above_the_bundle_is_named() {
