@@ -1,4 +1,4 @@
-//! Priorities and memory policy of the calling process; kept over an exec.
+//! Priorities of a process, memory policy of the calling one; kept over an exec.
 #![expect(unsafe_code, reason = "system calls without a safe wrapper")]
 
 use std::io;
@@ -10,16 +10,16 @@ fn outcome(result: libc::c_long) -> io::Result<()> {
     }
 }
 
-/// Sets the priority of its block I/O: class 0..=3, level 0..=7.
+/// Sets the priority of a process's block I/O: class 0..=3, level 0..=7. `pid` 0: the caller.
 ///
 /// # Errors
-/// The number of `ioprio_set(2)`; `EPERM`: the real-time class without `CAP_SYS_NICE`.
-pub(crate) fn set_io_priority(class: u8, level: u8) -> io::Result<()> {
+/// The number of `ioprio_set(2)`; `EPERM`: the real-time class without `CAP_SYS_NICE`, `ESRCH`: no such process.
+pub(crate) fn set_io_priority(pid: u32, class: u8, level: u8) -> io::Result<()> {
     const IOPRIO_WHO_PROCESS: libc::c_int = 1;
     const IOPRIO_CLASS_SHIFT: u32 = 13;
     let priority = (u32::from(class) << IOPRIO_CLASS_SHIFT) | u32::from(level);
-    // SAFETY: three numbers; process 0 is the caller.
-    outcome(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, priority) })
+    // SAFETY: three numbers.
+    outcome(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, pid, priority) })
 }
 
 /// Lets the calling thread, and what it starts, run on this CPU only.
@@ -68,11 +68,12 @@ struct Raw {
     period: u64,
 }
 
-/// Sets the scheduling attributes.
+/// Sets the scheduling attributes of a process's first thread. `pid` 0: the calling thread.
 ///
 /// # Errors
-/// The number of `sched_setattr(2)`; `EPERM`: without `CAP_SYS_NICE`, `EINVAL`: no such policy or value.
-pub(crate) fn set_scheduler(wanted: &Attributes) -> io::Result<()> {
+/// The number of `sched_setattr(2)`; `EPERM`: without `CAP_SYS_NICE`, or a real-time policy in a cgroup without real-time CPU;
+/// `EINVAL`: no such policy or value; `ESRCH`: no such process.
+pub(crate) fn set_scheduler(pid: u32, wanted: &Attributes) -> io::Result<()> {
     let raw = Raw {
         size: 48,
         policy: wanted.policy,
@@ -84,7 +85,7 @@ pub(crate) fn set_scheduler(wanted: &Attributes) -> io::Result<()> {
         period: wanted.period,
     };
     // SAFETY: the kernel reads the 48 bytes that `size` names, and writes at most the size back.
-    outcome(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const raw, 0) })
+    outcome(unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw const raw, 0) })
 }
 
 /// Sets the memory policy: a mode with its flags, and a mask of nodes (64 to a word, none for some modes).

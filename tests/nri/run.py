@@ -21,8 +21,9 @@ sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "cric
 from harness import options, runtimes  # noqa: E402
 from harness.report import Failure, Steps, expect, wait_for  # noqa: E402
 from edges import edges  # noqa: E402
+from external import devices, tuned, with_runc  # noqa: E402
 from hooks import hooks  # noqa: E402
-from limits import V2, SLOW, Classes, block_io, class_of, limit, rdt, resources  # noqa: E402
+from limits import V2, block_io, limit, rdt, resources  # noqa: E402
 from network import joined, network_devices  # noqa: E402
 from walkthrough import written  # noqa: E402
 from world import IMAGE, LIFE, Plugin, World, consistent, plugin  # noqa: E402
@@ -492,42 +493,6 @@ def cdi(w, steps):
     w.remove(pod)
 
 
-def with_runc(w, steps):
-    """An OCI runtime runs the hooks and gets the rest by its spec."""
-    for name in w.s.runtime.handlers:
-        with_handler(w, steps, name)
-    if not w.s.runtime.handlers:
-        print("(neither runc nor crun: what an OCI runtime does with edits is not looked at)")
-
-
-def with_handler(w, steps, name):
-    classes = Classes(w)
-    with steps.step(f"hooks and adjustments with {name}"):
-        marks, out = os.path.join(w.work, "hook"), os.path.join(w.work, f"hook.{name}.out")
-        with open(marks, "w") as f:
-            f.write(f"#!/bin/sh\ncat > /dev/null\necho $1 >> {out}\n")
-        os.chmod(marks, 0o755)
-        hook = lambda name: [{"path": marks, "args": ["hook", name]}]  # noqa: E731
-        adjust = {"hooks": {"create_runtime": hook("createRuntime"), "poststart": hook("poststart"),
-                            "poststop": hook("poststop")},
-                  "env": [{"key": "A", "value": "1"}], "args": ["sleep", "7200"],
-                  "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 99, "soft": 77}],
-                  "linux": {"resources": {"pids": {"limit": 55}, "blockio_class": {"value": "slow"}},
-                            "oom_score_adj": {"value": 321}}}
-        with plugin(w, script={"CreateContainer": {"adjust": adjust}}) as p:
-            pod = w.noted(w.c.id("runp", "--runtime", name, w.pod_config("by-" + name)))
-            container = w.started(pod)
-            expect(w.shell(container, "echo $A; ulimit -n").split() == ["1", "77"], "inside")
-            expect(limit(w, container, "pids/pids.max", "pids.max") == "55", "pids")
-            expect(classes.of(container) == SLOW, f"{classes.of(container)}")
-            expect(not p.send([{"container_id": container, **class_of("")}])["failed"], "the update")
-            expect(classes.of(container) == (0, 0, 0, 0), f"{classes.of(container)}")
-            w.remove(pod)
-            expect(p.about(pod, container)[:5] == LIFE[:5] and len(p.about(pod, container)) == len(LIFE), "events")
-        with open(out) as f:
-            expect(f.read().split() == ["createRuntime", "poststart", "poststop"], "hooks that ran")
-
-
 def validator(w, steps):
     with steps.step("the built-in validator: plugins that must be there, what they may not adjust"):
         with w.s.runtime.configured(nri_validator=True, nri_reject=["hooks", "namespaces", "seccomp-unconfined"],
@@ -546,7 +511,7 @@ def validator(w, steps):
             w.remove(pod)
 
 
-PARTS = (cdi, life, adjustments, resources, block_io, rdt, hooks, failures, troubles, changes, with_runc, validator, edges, restart, installed, under_load)
+PARTS = (cdi, life, adjustments, resources, block_io, rdt, hooks, failures, troubles, changes, with_runc, devices, tuned, validator, edges, restart, installed, under_load)
 
 
 def main():

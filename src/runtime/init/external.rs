@@ -16,7 +16,7 @@ use crate::runtime::userns;
 use crate::sys::exec::Image;
 use crate::sys::{clone, fd, file, memfd, ns, process, signal, socket};
 
-use super::process::raise_limits;
+use super::process::{raise_limits, set_priorities};
 use super::user;
 use super::{MAX_PLAN, Step, open_host, stage, take_pod_shm};
 
@@ -164,7 +164,10 @@ fn make(request: &CreateRequest<'_>, place: Place<'_>) -> Outcome {
             return Err(Fault::check(STAGE, what, "it ended meanwhile"));
         }
     }
-    made(&pid_file, user, console)
+    let pid = pid_of(&pid_file)?;
+    // Not by the runtime: not every one can (crun 1.8), nor from inside a user namespace. Its process waits to be started.
+    set_priorities(pid, &plan.process.tuning)?;
+    made(pid, user, console)
 }
 
 fn join(request: &ExecRequest<'_>, place: Place<'_>, number: u64) -> Outcome {
@@ -189,7 +192,7 @@ fn join(request: &ExecRequest<'_>, place: Place<'_>, number: u64) -> Outcome {
         console.add_to(&mut call);
         call.add(place.id);
         call.run()?;
-        made(&files[1], plan.user.clone(), console)
+        made(pid_of(&files[1])?, plan.user.clone(), console)
     };
     let outcome = work();
     for file in &files {
@@ -198,13 +201,17 @@ fn join(request: &ExecRequest<'_>, place: Place<'_>, number: u64) -> Outcome {
     outcome
 }
 
-/// Reports the process whose number the runtime has written.
-fn made(pid_file: &Path, user: ProcessUser, console: Console) -> Outcome {
+/// The number of the process, which the runtime has written.
+fn pid_of(pid_file: &Path) -> Result<u32, Fault> {
     let text = std::fs::read_to_string(pid_file);
     let text = text.context(STAGE, "read", pid_file.display())?;
-    let pid = text.trim().parse().map_err(|_no_number| {
+    text.trim().parse().map_err(|_no_number| {
         Fault::check(STAGE, "pid file", format_args!("{text:?} is no number"))
-    })?;
+    })
+}
+
+/// Reports the process that the runtime has made.
+fn made(pid: u32, user: ProcessUser, console: Console) -> Outcome {
     let report = Report::Made { pid, user };
     Ok((report, console.master()?))
 }

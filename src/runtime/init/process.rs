@@ -235,37 +235,43 @@ pub(super) fn stay_on(cpu: Option<u32>) -> Step {
 }
 
 fn tune(tuning: &Tuning) -> Step {
+    set_priorities(0, tuning)?;
+    let Some(policy) = &tuning.memory_policy else {
+        return Ok(());
+    };
+    scheduling::set_memory_policy(policy.mode, &policy.nodes).context(
+        "process",
+        "set_mempolicy",
+        format_args!("{policy:?}"),
+    )
+}
+
+/// Those of another process, which has one thread or is to go on with its first; `pid` 0: of this one.
+pub(super) fn set_priorities(pid: u32, tuning: &Tuning) -> Step {
     if let Some((class, level)) = tuning.io_priority {
-        scheduling::set_io_priority(class, level).context(
+        scheduling::set_io_priority(pid, class, level).context(
             "process",
             "ioprio_set",
             format_args!("class {class}, level {level}"),
         )?;
     }
-    if let Some(policy) = &tuning.memory_policy {
-        scheduling::set_memory_policy(policy.mode, &policy.nodes).context(
-            "process",
-            "set_mempolicy",
-            format_args!("{policy:?}"),
-        )?;
-    }
-    if let Some(wanted) = &tuning.scheduler {
-        let attributes = scheduling::Attributes {
-            policy: wanted.policy,
-            flags: wanted.flags,
-            nice: wanted.nice,
-            priority: wanted.priority,
-            runtime: wanted.runtime,
-            deadline: wanted.deadline,
-            period: wanted.period,
-        };
-        scheduling::set_scheduler(&attributes).context(
-            "process",
-            "sched_setattr",
-            format_args!("{wanted:?}"),
-        )?;
-    }
-    Ok(())
+    let Some(wanted) = &tuning.scheduler else {
+        return Ok(());
+    };
+    let attributes = scheduling::Attributes {
+        policy: wanted.policy,
+        flags: wanted.flags,
+        nice: wanted.nice,
+        priority: wanted.priority,
+        runtime: wanted.runtime,
+        deadline: wanted.deadline,
+        period: wanted.period,
+    };
+    scheduling::set_scheduler(pid, &attributes).context(
+        "process",
+        "sched_setattr",
+        format_args!("{wanted:?}"),
+    )
 }
 
 /// Labels that security modules apply at the exec, written to a procfs that is certainly one.

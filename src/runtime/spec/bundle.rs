@@ -67,6 +67,14 @@ pub(crate) fn config(
     if let (true, Some(linux)) = (is_owned(plan), spec.get_mut("linux")) {
         fit_owned(linux, plan);
     }
+    let io = spec
+        .get_mut("linux")
+        .map(|l| &mut l["resources"]["blockIO"]);
+    if let Some(Value::Object(io)) = io {
+        // The cgroup has them already, where the kernel has weights at all; crun fails where it has none.
+        io.remove("weight");
+        io.remove("weightDevice");
+    }
     if let Some(Value::Array(mounts)) = spec.get_mut("mounts") {
         for (index, (mount, shown)) in plan.mounts.iter().zip(mounts.iter_mut()).enumerate() {
             let staged = staged(plan, index).map(|name| bundle.join(name));
@@ -85,7 +93,11 @@ pub(crate) fn config(
             target.matches('/').count()
         });
     }
-    let process = object(spec.remove("process").unwrap_or_default());
+    let mut process = object(spec.remove("process").unwrap_or_default());
+    for own in ["ioPriority", "scheduler"] {
+        // The helper sets them.
+        process.remove(own);
+    }
     let process = without_user(process)?;
     Ok(Text {
         head: format!("{{\"process\":{}", process.head),

@@ -97,15 +97,12 @@ pub(crate) fn plan(
     Ok(())
 }
 
-/// What cannot be done: some priorities by an OCI runtime.
+/// What cannot be done: memory policies by an OCI runtime.
 fn refuse(edits: &Edits, external: bool) -> Result<()> {
-    let flags = edits.scheduler.filter(|wanted| wanted.flags != 0);
     let (field, value) = if let Some((field, value)) = edits.impossible.first() {
         (field.clone(), value.clone())
     } else if let Some(policy) = edits.memory_policy.as_ref().filter(|_| external) {
         ("memoryPolicy".to_owned(), policy.nodes.clone())
-    } else if let Some(wanted) = flags.filter(|_| external) {
-        ("scheduler.flags".to_owned(), wanted.flags.to_string())
     } else {
         return Ok(());
     };
