@@ -39,8 +39,6 @@ pub(crate) struct Pod {
     pub(crate) lane: Lane,
     /// Writes of the record.
     pub(crate) record_lane: Lane,
-    /// What is cleaned up after its monitor, one container after the other.
-    pub(crate) clean_lane: Lane,
     /// Transitions of the pod and its containers and the events that tell of them, one after the other.
     /// Taken before the locks of the states, never inside.
     pub(crate) order: Mutex<()>,
@@ -133,7 +131,6 @@ impl PodRecord {
             labels: self.labels,
             lane: Lane::default(),
             record_lane: Lane::default(),
-            clean_lane: Lane::default(),
             order: Mutex::default(),
             inner: Mutex::new(PodInner {
                 phase: self.phase,

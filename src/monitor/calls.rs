@@ -104,6 +104,7 @@ impl Monitor<'_> {
                 Call::Prepare { .. }
                     | Call::Adopt { .. }
                     | Call::UserNamespace { .. }
+                    | Call::Clean { .. }
                     | Call::Shutdown
             )
         {

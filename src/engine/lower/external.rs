@@ -65,8 +65,8 @@ pub(super) fn add_process(container: &Container, plan: &mut ExecPlan) -> Result<
 }
 
 impl Lower {
-    /// Makes an OCI runtime forget a container whose monitor is gone: another monitor calls it. Fine where there is
-    /// nothing to forget.
+    /// Makes an OCI runtime forget a container whose monitor is gone: another one, which is no pod's, calls it. Fine where
+    /// there is nothing to forget.
     ///
     /// # Errors
     /// [`EngineError::Step`].
@@ -79,10 +79,8 @@ impl Lower {
             // It was never asked for, or the node has rebooted.
             return Ok(());
         }
-        // One at a time: each listens in the pod's directory, where a restarted daemon finds one.
-        let _turn = container.pod.clean_lane.turn().await;
-        let pod = container.pod.id;
-        let (monitor, _events) = self.monitor(pod, &core.pod_directory(pod)).await?;
+        let monitor = self.monitors.lend().await;
+        let monitor = monitor.map_err(EngineError::step("get a monitor to clean up"))?;
         let cleaned = monitor.clean(container.id, runtime.clone(), bundle).await;
         self.end_monitor(&monitor).await?;
         cleaned.map_err(EngineError::step(

@@ -124,6 +124,17 @@ impl MonitorPool {
         result
     }
 
+    /// A monitor without a pod, which ends with this daemon at the latest: a later one must not take it for a pod's.
+    ///
+    /// # Errors
+    /// [`MonitorError`]; no monitor is left then.
+    pub(crate) async fn lend(&self) -> Result<MonitorClient> {
+        let shared = Arc::clone(&self.shared);
+        let idle = blocking(move || shared.spawn()).await?;
+        let (client, _no_events) = self.client(idle)?;
+        Ok(client)
+    }
+
     /// A user namespace that no pod uses, made by a monitor of its own: for finding out what this machine can do.
     ///
     /// # Errors
@@ -153,17 +164,20 @@ impl MonitorPool {
         drop(idle);
     }
 
+    fn client(&self, mut idle: Idle) -> Result<(MonitorClient, Events)> {
+        match (idle.socket.take(), idle.pidfd.take()) {
+            (Some(socket), Some(pidfd)) => MonitorClient::new(socket, idle.pid, pidfd, &self.tasks),
+            _ => Err(MonitorError::Lost { call: "adopt" }),
+        }
+    }
+
     async fn adopt(
         &self,
-        mut idle: Idle,
+        idle: Idle,
         pod_id: PodId,
         directory: &Path,
     ) -> Result<(MonitorClient, Events)> {
-        let parts = (idle.socket.take(), idle.pidfd.take());
-        let (Some(socket), Some(pidfd)) = parts else {
-            return Err(MonitorError::Lost { call: "adopt" });
-        };
-        let (client, events) = MonitorClient::new(socket, idle.pid, pidfd, &self.tasks)?;
+        let (client, events) = self.client(idle)?;
         let call = Call::Adopt {
             pod_id,
             directory: directory.to_owned(),

@@ -309,10 +309,15 @@ async fn containers_of_a_pod_are_removed_side_by_side() {
         .await
         .expect("one after the other");
     assert_eq!(known(&node), 0);
-    // Of one whose monitor is gone, one after the other.
-    set_mode(&node, "works");
-    let pod = run_script_pod(&node, &engine, "two").await;
-    for name in ["f", "g", "h"] {
+    node.end(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_dies_while_another_monitor_cleans_up_finds_the_rest() {
+    let node = node_with_runtime();
+    let engine = node.start().await;
+    let pod = run_script_pod(&node, &engine, "one").await;
+    for name in ["a", "b"] {
         run(&engine, &pod, name, "unused").await;
     }
     let monitor = engine.core().pod(&pod).unwrap().monitor().unwrap();
@@ -321,8 +326,20 @@ async fn containers_of_a_pod_are_removed_side_by_side() {
         !engine.core().pod(&pod).unwrap().is_ready()
     })
     .await;
+    set_mode(&node, "slow");
+    let (removing, tasks) = (engine.clone(), Tasks::default());
+    let id = pod.clone();
+    let removed = tasks.spawn(async move { removing.remove_pod_sandbox(&id).await });
+    let begun = || fs::read_to_string(node.path("calls")).unwrap();
+    until("a deletion", || begun().contains("delete")).await;
+    assert_eq!(tasks.shutdown(Duration::ZERO).await, 1);
+    assert!(removed.await.is_err());
+    node.crash(engine).await;
+    set_mode(&node, "works");
+    let engine = node.start().await;
     remove_pods(&engine).await;
     assert_eq!(known(&node), 0);
+    fill(&node.path("go"), "");
     node.end(engine).await;
 }
 
