@@ -1,7 +1,6 @@
 //! The real monitor, as a process, with real containers: `/usr` of the machine in a root of their own.
 
 mod exec;
-mod measure;
 mod troubles;
 
 use std::collections::BTreeSet;

@@ -1,7 +1,9 @@
 //! Plans become processes for real: as root, in namespaces of their own, from a directory with busybox.
 
+mod cgroups;
 mod hooks;
 mod mounts;
+mod pods;
 mod processes;
 mod userns;
 
@@ -388,6 +390,25 @@ fn host_mounts() -> String {
     fs::read_to_string("/proc/self/mountinfo").unwrap()
 }
 
+fn sandbox(image: &Image, pid: NamespaceSource) -> Plan {
+    let mut sandbox = plan(image, "");
+    sandbox.rootfs = Rootfs::Pause { shm_size: 1 << 20 };
+    sandbox.mounts.clear();
+    sandbox.devices.clear();
+    sandbox.namespaces.network = NamespaceSource::Passed;
+    sandbox.namespaces.pid = pid;
+    sandbox.sysctls = vec![
+        (
+            "net.ipv4.ip_unprivileged_port_start".to_owned(),
+            "77".to_owned(),
+        ),
+        ("kernel.shm_rmid_forced".to_owned(), "1".to_owned()),
+    ];
+    sandbox.process.capabilities = CapabilityMasks::default();
+    sandbox.process.no_new_privs = true;
+    sandbox
+}
+
 #[test]
 fn a_container_from_layers() {
     let image = Image::new();
@@ -409,190 +430,6 @@ fn a_container_from_layers() {
     );
     assert!(!image.root().join("written").exists());
     assert_eq!(host_mounts(), before);
-}
-
-fn sandbox(image: &Image, pid: NamespaceSource) -> Plan {
-    let mut sandbox = plan(image, "");
-    sandbox.rootfs = Rootfs::Pause { shm_size: 1 << 20 };
-    sandbox.mounts.clear();
-    sandbox.devices.clear();
-    sandbox.namespaces.network = NamespaceSource::Passed;
-    sandbox.namespaces.pid = pid;
-    sandbox.sysctls = vec![
-        (
-            "net.ipv4.ip_unprivileged_port_start".to_owned(),
-            "77".to_owned(),
-        ),
-        ("kernel.shm_rmid_forced".to_owned(), "1".to_owned()),
-    ];
-    sandbox.process.capabilities = CapabilityMasks::default();
-    sandbox.process.no_new_privs = true;
-    sandbox
-}
-
-#[test]
-fn a_pod_with_pause() {
-    let image = Image::new();
-    let network = ns::new_netns().unwrap();
-    let before = host_mounts();
-    for shared_pid in [false, true] {
-        in_forked_child(|| {
-            let pid = if shared_pid {
-                NamespaceSource::New
-            } else {
-                NamespaceSource::Host
-            };
-            let pod = Pod {
-                network: Some(&network),
-                ..NO_POD
-            };
-            let (pause, _output) = spawn_in(&pod, &sandbox(&image, pid));
-            let pause = pause.unwrap();
-            assert!(matches!(receive(&pause), Received::Closed), "pause runs");
-            until("pause has its name", || {
-                fs::read_to_string(format!("/proc/{}/comm", pause.pid)).unwrap() == "pause\n"
-            });
-            let status = fs::read_to_string(format!("/proc/{}/status", pause.pid)).unwrap();
-            assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
-            assert!(status.contains("NoNewPrivs:\t1"), "{status}");
-            let pod = Pod {
-                pause: Some(&pause),
-                ..NO_POD
-            };
-            let member = |script: &str| {
-                let mut member = plan(&image, script);
-                member.namespaces.network = NamespaceSource::Pod;
-                member.namespaces.ipc = NamespaceSource::Pod;
-                member.namespaces.uts = NamespaceSource::Pod;
-                if shared_pid {
-                    member.namespaces.pid = NamespaceSource::Pod;
-                }
-                member.mounts.push(MountPlan {
-                    target: "/dev/shm".to_owned(),
-                    source: MountSource::PodShm,
-                    attributes: MountAttributes::default(),
-                });
-                member
-            };
-            let script = "hostname; cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced; echo x > /dev/shm/y; \
-                grep -c ' /dev/shm tmpfs .*size=1024k' /proc/mounts; cat /proc/1/comm; true";
-            let outcome = run_in(&pod, &member(script));
-            let first = if shared_pid { "pause" } else { "sh" };
-            assert_eq!(outcome.text(), format!("inside\n77\n1\n1\n{first}"));
-            let outcome = run_in(&pod, &member("cat /dev/shm/y"));
-            assert_eq!(outcome.text(), "x");
-            if shared_pid {
-                // An orphan comes to pause, which reaps it.
-                let script = "(sleep 0.05 & ); sleep 0.01; true";
-                assert_eq!(run_in(&pod, &member(script)).text(), "");
-                let children = format!("/proc/{0}/task/{0}/children", pause.pid);
-                until("pause has reaped", || {
-                    fs::read_to_string(&children).unwrap().is_empty()
-                });
-            }
-            process::send_signal(pause.pidfd.as_fd(), signal::SIGTERM).unwrap();
-            readable(pause.pidfd.as_fd());
-            assert_eq!(process::wait(pause.pidfd.as_fd()).unwrap(), Exit::Code(0));
-            let outcome = spawn_in(&pod, &member("true"));
-            match outcome.0 {
-                Err(fault) => assert_eq!(fault.errno, 3, "{fault}"),
-                Ok(late) => {
-                    let refused = complete(late, outcome.1).refused();
-                    assert!(refused.contains("namespace"), "{refused}");
-                }
-            }
-        });
-    }
-    assert_eq!(host_mounts(), before);
-}
-
-#[test]
-fn old_control_groups() {
-    let base = Path::new("/sys/fs/cgroup");
-    let hierarchies: Vec<&str> = ["freezer", "pids"]
-        .into_iter()
-        .filter(|name| base.join(name).join("cgroup.procs").exists())
-        .collect();
-    if hierarchies.is_empty() {
-        return; // A machine with cgroup v2 only.
-    }
-    let image = Image::new();
-    let name = format!("berth-test-init-{}", std::process::id());
-    let directories: Vec<PathBuf> = hierarchies
-        .iter()
-        .map(|hierarchy| made(base.join(hierarchy).join(&name)))
-        .collect();
-    let mut plan = plan(
-        &image,
-        "cat /proc/self/cgroup | grep -E 'freezer|pids' | grep -c ':/$'; ls /sys/fs/cgroup; cat /sys/fs/cgroup/*/cgroup.procs | wc -l; touch /sys/fs/cgroup/x || mkdir /sys/fs/cgroup/freezer/y || echo ro",
-    );
-    plan.cgroup = CgroupJoin::V1(directories.clone());
-    let list = directories
-        .iter()
-        .cloned()
-        .zip(hierarchies.iter().map(|h| (*h).to_owned()));
-    plan.mounts.push(MountPlan {
-        target: "/sys/fs/cgroup".to_owned(),
-        source: MountSource::CgroupV1(list.collect()),
-        attributes: MountAttributes {
-            readonly: true,
-            ..MountAttributes::default()
-        },
-    });
-    let count = hierarchies.len();
-    run(&plan, |outcome| {
-        let text = outcome.text();
-        assert!(
-            text.starts_with(&format!("{count}\n{}\n", hierarchies.join("\n"))),
-            "{text}"
-        );
-        assert!(text.ends_with("ro"), "{text}");
-    });
-    for directory in directories {
-        fs::remove_dir(directory).unwrap();
-    }
-}
-
-/// A plain file stands for the kernel's.
-#[test]
-fn groups_of_resctrl_are_joined() {
-    let image = Image::new();
-    let group = made(image.host("group"));
-    let mut plan = plan(&image, "echo in");
-    plan.process.resctrl = vec![group.clone()];
-    run(&plan, |outcome| {
-        let fault = outcome.refused();
-        assert!(fault.starts_with("rdt: write"), "{fault}");
-    });
-    write(&group.join("tasks"), "");
-    run(&plan, |outcome| assert_eq!(outcome.text(), "in"));
-    assert_eq!(fs::read_to_string(group.join("tasks")).unwrap(), "0");
-}
-
-#[test]
-fn the_unified_hierarchy_is_entered_at_the_clone() {
-    let Some(base) = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
-        .into_iter()
-        .map(Path::new)
-        .find(|base| base.join("cgroup.controllers").exists())
-    else {
-        panic!("no cgroup v2 hierarchy is mounted");
-    };
-    let image = Image::new();
-    let directory = made(base.join(format!("berth-test-init2-{}", std::process::id())));
-    let mut plan = plan(&image, "grep ^0:: /proc/self/cgroup");
-    plan.cgroup = CgroupJoin::V2(directory.clone());
-    run(&plan, |outcome| assert_eq!(outcome.text(), "0::/"));
-    plan.namespaces.cgroup = NamespaceSource::Host;
-    let want = format!("0::/{}", directory.strip_prefix(base).unwrap().display());
-    run(&plan, |outcome| assert_eq!(outcome.text(), want));
-    let mut gone = plan.clone();
-    gone.cgroup = CgroupJoin::V2(base.join("berth-test-missing"));
-    in_forked_child(|| {
-        let fault = spawn_in(&NO_POD, &gone).0.unwrap_err();
-        assert!(fault.to_string().starts_with("cgroup: open"), "{fault}");
-    });
-    fs::remove_dir(directory).unwrap();
 }
 
 /// What a kernel before 5.9 and 5.12 lacks fails here with ENOSYS.
