@@ -54,9 +54,8 @@ def swap(steps, node, keys, throwaway):
     with swap_space(node.s.work, throwaway) as there:
         if not there:
             return steps.left_out(name, "this machine has no swap")
-        with steps.step(name):
-            container = node.run("swaps", "sleep", "3600", linux={"resources": {
-                "memory_limit_in_bytes": LIMIT, "memory_swap_limit_in_bytes": LIMIT + SWAP_LIMIT}})
+        with steps.step(name), node.running("swaps", "sleep", "3600", linux={"resources": {
+                "memory_limit_in_bytes": LIMIT, "memory_swap_limit_in_bytes": LIMIT + SWAP_LIMIT}}) as container:
             pid = node.c.json("inspect", container)["info"]["pid"]
             expect(swap_limit(pid) == SWAP_LIMIT, f"limit {swap_limit(pid)}")
             node.inside(container, f"head -c {FILLED} /dev/zero > /dev/shm/filled")
@@ -75,9 +74,9 @@ def swap(steps, node, keys, throwaway):
                 expect(int(stats["timestamp"]) > 0, str(stats))
             expect(value(mine, "spec_memory_swap_limit_bytes") == SWAP_LIMIT, "limit in the metrics")
             expect(value(metrics.pod, "memory_swap") >= value(mine, "memory_swap") - MIB, "the pod has less")
+            node.inside(container, "rm /dev/shm/filled")  # that filesystem is the pod's
             none = [x["swap"] for x in listed if x["attributes"]["metadata"]["name"] == "main"][0]
             expect(number(none["swapUsageBytes"]) == number(none["swapAvailableBytes"]) == 0, f"without swap: {none}")
-            node.c("rm", "--force", container)
 
 
 @contextlib.contextmanager
@@ -116,17 +115,17 @@ def huge_pages(steps, node, keys, throwaway):
         os.mkdir(directory)
         subprocess.run(["mount", "-t", "hugetlbfs", "-o", f"pagesize={size}", "huge", directory], check=True)
         try:
-            with steps.step(name):
-                use_of_huge_pages(node, keys, directory, size)
+            with steps.step(name), node.running(
+                    "huge", "sleep", "3600", mounts=[{"container_path": "/huge", "host_path": directory}],
+                    linux={"resources": {"hugepage_limits": [{"page_size": tag, "limit": 2 * size}]}}) as container:
+                use_of_huge_pages(node, keys, container, size)
         finally:
             subprocess.run(["umount", directory], check=True)
             os.rmdir(directory)
 
 
-def use_of_huge_pages(node, keys, directory, size):
+def use_of_huge_pages(node, keys, container, size):
     tag = size_name(size)
-    container = node.run("huge", "sleep", "3600", mounts=[{"container_path": "/huge", "host_path": directory}],
-                         linux={"resources": {"hugepage_limits": [{"page_size": tag, "limit": 2 * size}]}})
     pid = node.c.json("inspect", container)["info"]["pid"]
 
     def metric(name):
@@ -142,4 +141,3 @@ def use_of_huge_pages(node, keys, directory, size):
     expect(metric("hugetlb_usage_bytes") == host() == 0, f"given back: {metric('hugetlb_usage_bytes')}, host: {host()}")
     if not V2:
         expect(metric("hugetlb_max_usage_bytes") == 2 * size, f"most {metric('hugetlb_max_usage_bytes')}")
-    node.c("rm", "--force", container)

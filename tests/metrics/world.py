@@ -1,5 +1,6 @@
 """What the tests of metrics and stats share: a pod, crictl's answers about it, and the kernel's own figures."""
 
+import contextlib
 import os
 import re
 
@@ -87,6 +88,15 @@ class Node:
         self.s.runtime.ids.add(container)
         self.c("start", container)
         return container
+
+    @contextlib.contextmanager
+    def running(self, *arguments, **config):
+        """A container for the block only."""
+        container = self.run(*arguments, **config)
+        try:
+            yield container
+        finally:
+            self.c("rm", "--force", container)
 
     def inside(self, container, script):
         return self.c("exec", "--sync", container, "sh", "-c", script)
