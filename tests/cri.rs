@@ -16,6 +16,8 @@ mod containerd;
 mod daemon;
 #[path = "cri/figures.rs"]
 mod figures;
+#[path = "cri/listeners.rs"]
+mod listeners;
 #[path = "cri/moments.rs"]
 mod moments;
 #[path = "cri/newer.rs"]

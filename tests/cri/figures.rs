@@ -71,7 +71,7 @@ where
     all
 }
 
-async fn remove(to: &mut Clients, pod: &str) {
+pub(crate) async fn remove(to: &mut Clients, pod: &str) {
     let request = v1::RemovePodSandboxRequest {
         pod_sandbox_id: pod.to_owned(),
     };
@@ -363,88 +363,14 @@ async fn limits_of_a_pod_are_noted() {
     daemon.stop();
 }
 
-/// a client that asks for events and never reads them holds up nobody, and is told of its loss.
-#[tokio::test]
-async fn a_listener_that_never_reads() {
-    let address = free_address();
-    let line = format!("metrics_address = \"{address}\"");
-    let daemon = Daemon::start(&[&line]);
-    let mut to = daemon.clients().await;
-    daemon.import(&archive::good(IMAGE)).unwrap();
-    let pod = run_pod(&mut to, pod_config(&daemon, "events"))
-        .await
-        .unwrap();
-    let mut deaf = daemon.clients().await;
-    let request = v1::GetEventsRequest {};
-    let mut stream = deaf
-        .runtime
-        .get_container_events(request)
-        .await
-        .unwrap()
-        .into_inner();
-    // Three events each: more than are kept for a listener, and than fit into its connection.
-    let mut last = String::new();
-    for number in 0..520 {
-        let mut config = container_config("c");
-        config.metadata.as_mut().unwrap().attempt = number;
-        last = create(&mut to, &pod, config).await.unwrap();
-        let request = v1::RemoveContainerRequest {
-            container_id: last.clone(),
-        };
-        start(&mut to, &last).await.unwrap();
-        to.runtime.remove_container(request).await.unwrap();
-    }
-    // Counted although it has not asked again.
-    let (_, text) = http(address, "GET /metrics");
-    let dropped = text
-        .lines()
-        .find_map(|line| line.strip_prefix("berth_events_dropped_total "));
-    let dropped: u64 = dropped.unwrap().parse().unwrap();
-    assert!(dropped > 0, "{text}");
-    let mut heard = 0;
-    let loss = loop {
-        match stream.message().await {
-            Ok(Some(event)) => {
-                assert!(event.pod_sandbox_status.is_some());
-                assert_ne!(event.container_id, last, "a gap was passed over");
-                heard += 1;
-            }
-            Ok(None) => panic!("the stream ended without a word after {heard} events"),
-            Err(status) => break status,
-        }
-    };
-    assert_eq!(loss.code(), Code::DataLoss, "{loss}");
-    assert!(loss.message().contains("list, then ask again"), "{loss}");
-    // Asked again, it hears what happens from now on.
-    let request = v1::GetEventsRequest {};
-    let mut stream = deaf
-        .runtime
-        .get_container_events(request)
-        .await
-        .unwrap()
-        .into_inner();
-    remove(&mut to, &pod).await;
-    let mut kinds = vec![];
-    while kinds.last() != Some(&v1::ContainerEventType::ContainerDeletedEvent) {
-        let event = stream.message().await.unwrap().unwrap();
-        if event.container_id == pod {
-            // kubelet forgets the pod by this status.
-            assert_eq!(event.pod_sandbox_status.as_ref().unwrap().id, pod);
-            kinds.push(event.container_event_type());
-        }
-    }
-    assert_eq!(kinds[0], v1::ContainerEventType::ContainerStoppedEvent);
-    daemon.stop();
-}
-
 /// Where nobody listens at this moment.
-fn free_address() -> SocketAddr {
+pub(crate) fn free_address() -> SocketAddr {
     let free = TcpListener::bind("127.0.0.1:0").unwrap();
     free.local_addr().unwrap()
 }
 
 /// One request over a connection of its own: status line and body.
-fn http(address: SocketAddr, request: &str) -> (String, String) {
+pub(crate) fn http(address: SocketAddr, request: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     let text = format!("{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     stream.write_all(text.as_bytes()).unwrap();

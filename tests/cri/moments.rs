@@ -23,14 +23,14 @@ struct Telling {
     states: BTreeMap<String, i32>,
 }
 
-fn states(of: &[v1::ContainerStatus]) -> BTreeMap<String, i32> {
+pub(crate) fn states(of: &[v1::ContainerStatus]) -> BTreeMap<String, i32> {
     of.iter().map(|one| (one.id.clone(), one.state)).collect()
 }
 
 /// What the events themselves say that a container has reached; deleted ones are not to be shown again.
-const DELETED: i32 = i32::MAX;
+pub(crate) const DELETED: i32 = i32::MAX;
 
-fn reached(event: &v1::ContainerEventResponse) -> i32 {
+pub(crate) fn reached(event: &v1::ContainerEventResponse) -> i32 {
     match event.container_event_type() {
         v1::ContainerEventType::ContainerCreatedEvent => {
             v1::ContainerState::ContainerCreated as i32
