@@ -21,4 +21,6 @@ pub(crate) mod signals;
 #[cfg(feature = "daemon")]
 pub(crate) mod spec;
 pub(crate) mod tree;
+#[cfg(feature = "daemon")]
+pub(crate) mod unmapped;
 pub(crate) mod userns;

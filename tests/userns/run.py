@@ -244,6 +244,49 @@ def sources(s, steps, p, pod):
         expect(out.split() == ["1:3", "1:b", "1:3"], out)
 
 
+def told_of(s, container):
+    """What the log warns of about that container's mounts."""
+    with open(s.runtime.log, errors="replace") as f:
+        return [line for line in f if "without idmapped mounts" in line and container in line]
+
+
+def below(s, steps, p, pod):
+    """What is mounted below a volume: mapped with it, or not, and then the log says so."""
+    top = os.path.join(s.work, "below")
+    mounts = [{"container_path": "/below", "host_path": top, **MAPPED}]
+    mounted = []
+
+    def mount(kind, name):
+        os.makedirs(os.path.join(top, name))
+        subprocess.run(["mount", "-t", kind, kind, os.path.join(top, name)], check=True)
+        mounted.append(os.path.join(top, name))
+
+    namespaces = {"userns_options": OWN}
+    try:
+        mount("tmpfs", "able")
+        with open(top + "/able/file", "w"):
+            pass
+        with steps.step("a filesystem below a volume is mapped with it", fatal=True):
+            container = p.container(pod, namespaces, mounts=mounts)
+            shown = " /below/able " in p.sh(container, "cat /proc/self/mountinfo")
+            if p.handler and not shown:  # crun 1.8
+                return steps.left_out("what is mounted below a volume", f"{p.handler[1]} does not show it in a user namespace")
+            out = p.sh(container, "stat -c %u:%g /below /below/able /below/able/file").split()
+            expect(shown and out == ["0:0"] * 3, f"owners {out}")
+            expect(not told_of(s, container), f"{told_of(s, container)}")
+        with steps.step("one that cannot be mapped keeps its owners with its brothers: the log says so, once"):
+            mount("proc", "unable")
+            container = p.container(pod, namespaces, mounts=mounts)
+            out = p.sh(container, "stat -c %u:%g /below /below/able/file /below/unable/version").split()
+            expect(out == ["0:0", "65534:65534", "65534:65534"], f"{out}")
+            told = told_of(s, container)
+            expect(len(told) == 1 and " WARN " in told[0] and "/below/unable (proc)" in told[0], f"{told}")
+            expect("/below/able" not in told[0], f"{told}")
+    finally:
+        for point in reversed(mounted):
+            subprocess.run(["umount", point], check=True)
+
+
 def mapped_alone(s, steps, p):
     with steps.step("a mapped volume in a pod with the node's user namespace"):
         path = os.path.join(s.work, "alone")
@@ -343,6 +386,7 @@ def main():
         pod, container = inside(s, steps, p, volumes)
         processes(steps, p, pod, container)
         sources(s, steps, p, pod)
+        below(s, steps, p, pod)
         mapped_alone(s, steps, p)
         restarted(s, steps, p, pod, container)
         host_network(steps, p)

@@ -122,6 +122,39 @@ def content(steps, p, pod, images):
             expect(p.sh(container, "ls /v") == found, f"{sub}: {p.sh(container, 'ls /v')}")
 
 
+def digests(s, steps, p, pod, images):
+    """What the status says of an image volume (hack/adr/0011): of what was mounted, whatever the tag means later."""
+    name = NAME + "/moves:1"
+
+    def mounted(container, image):
+        """(image, image_ref) of the status of a container with this volume."""
+        mount = p.c.json("inspect", container)["status"]["mounts"][0]
+        expect(mount["containerPath"] == "/v" and mount["image"]["image"] == image, str(mount))
+        return mount["image"]["imageRef"]
+    made = []
+    with steps.step("a tag that has moved: each status has the digest of its own volume, also of one given by id"):
+        for text in ("one", "two"):
+            digest = images.artifact("moves", [text + "\n"], ["file"])
+            p.c("pull", name)
+            container = p.container(pod, {}, mounts=[volume(name)])
+            made.append((container, name, f"{NAME}/moves@{digest}", text))
+        found = [i["id"] for i in p.c.json("images", "-o", "json")["images"] if made[0][2] in i["repoDigests"]]
+        expect(len(found) == 1, f"{made[0][2]} is {found}")
+        made.append((p.container(pod, {}, mounts=[volume(found[0])]), found[0], *made[0][2:]))
+        for container, image, wanted, text in made:
+            expect(mounted(container, image) == wanted, f"{mounted(container, image)}, not {wanted}")
+            expect(p.sh(container, "cat /v/file") == text, "content")
+        expect(made[0][2] != made[1][2], "the tag has not moved")
+    with steps.step("the same after kill -9 of the daemon and without the images"):
+        p.c("rmi", name, found[0])
+        s.runtime.kill(signal.SIGKILL)
+        s.runtime.start()
+        wait_for("an answer", lambda: p.c.run("version")[0] == 0, 20 * s.factor)
+        for container, image, wanted, text in made:
+            expect(mounted(container, image) == wanted, f"{mounted(container, image)}, not {wanted}")
+            expect(p.sh(container, "cat /v/file") == text, "content")
+
+
 def refused(steps, p, pod):
     def create(mount):
         return p.c.fails("create", pod[0], p.container_config({}, mounts=[mount]), pod[1])
@@ -173,6 +206,8 @@ def artifacts(s, steps, p, pod, images):
                        check=True, stdout=subprocess.DEVNULL)
         container = p.container(pod, {}, mounts=[volume(digest)])
         expect(p.sh(container, "cat /v/file") == "from an archive", "content")
+        mount = p.c.json("inspect", container)["status"]["mounts"][0]
+        expect(mount["image"]["imageRef"] == digest, f"without a repository digest the id {digest}: {mount}")
 
 
 def owned(steps, p):
@@ -222,6 +257,7 @@ def main():
             before = layers(s.runtime.root)
             pod = p.run({})
             content(steps, p, pod, images)
+            digests(s, steps, p, pod, images)
             refused(steps, p, pod)
             artifacts(s, steps, p, pod, images)
             owned(steps, p)

@@ -8,6 +8,7 @@ mod monitors;
 mod network;
 mod plans;
 mod selinux;
+mod unmapped;
 
 pub(crate) use external::bundle_of;
 pub(crate) use images::{Held, ImageVolume};

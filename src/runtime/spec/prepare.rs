@@ -379,7 +379,7 @@ fn mount_of<'a>(path: &Path, mountinfo: &'a str) -> Option<(PathBuf, Vec<&'a str
 }
 
 /// Undoes the octal escapes of mountinfo.
-fn unescape(text: &str) -> String {
+pub(in crate::runtime) fn unescape(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('\\') {
