@@ -36,7 +36,7 @@ pub(crate) struct Resources {
     /// Most processes and threads; 0: not given, -1: unlimited. Not of CRI: NRI plugins set it.
     #[serde(default)]
     pub(crate) pids_limit: i64,
-    /// Bytes that the kernel takes back last; 0: not given. Not of CRI: NRI plugins set it.
+    /// Bytes that the kernel takes back last; 0: not given, -1: none, which takes away another. Not of CRI: NRI plugins set it.
     #[serde(default)]
     pub(crate) memory_reservation: i64,
     /// Block I/O class; empty: none, which takes away another. Not of CRI: NRI plugins and annotations name it.

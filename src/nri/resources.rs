@@ -21,7 +21,7 @@ pub(super) fn to_proto(given: &Resources) -> api::LinuxResources {
     api::LinuxResources {
         memory: Some(api::LinuxMemory {
             limit: int(given.memory_limit),
-            reservation: int(given.memory_reservation),
+            reservation: int(given.memory_reservation.max(0)),
             swap: int(given.memory_swap_limit),
             ..api::LinuxMemory::default()
         }),
@@ -93,7 +93,11 @@ pub(super) fn from_proto(given: &api::LinuxResources) -> (Resources, Vec<(String
         unified: given.unified.clone(),
         memory_swap_limit: int(memory.swap),
         pids_limit: given.pids.map_or(0, |pids| pids.limit),
-        memory_reservation: int(memory.reservation),
+        // 0 is a wish too: none, where the base spec or an earlier update has given one.
+        memory_reservation: match memory.reservation {
+            Some(api::OptionalInt { value: ..=0 }) => -1,
+            given => int(given),
+        },
         blockio_class: given.blockio_class.clone().map(|class| class.value),
         block_io: None,
     };
@@ -182,6 +186,28 @@ mod tests {
         assert_eq!((back, impossible), (given, vec![]));
         let empty = from_proto(&to_proto(&Resources::default()));
         assert_eq!(empty, (Resources::default(), vec![]));
+    }
+
+    #[test]
+    fn a_reservation_of_0_takes_one_away() {
+        let asked = |value: i64| {
+            let memory = api::LinuxMemory {
+                reservation: Some(api::OptionalInt { value }),
+                ..api::LinuxMemory::default()
+            };
+            let given = api::LinuxResources {
+                memory: Some(memory),
+                ..api::LinuxResources::default()
+            };
+            from_proto(&given).0
+        };
+        let both = asked(5).with(&asked(0));
+        assert_eq!(
+            (asked(5).memory_reservation, both.memory_reservation),
+            (5, -1)
+        );
+        assert_eq!(to_proto(&both).memory.unwrap().reservation, None);
+        assert_eq!(asked(5).with(&Resources::default()).memory_reservation, 5);
     }
 
     #[test]

@@ -68,6 +68,7 @@ def resources(w, steps):
                 got = limit(w, container, v1, v2)
                 expect(got == (in_v2 if V2 else in_v1), f"{name}: {v2 if V2 else v1}: {got}")
         w.remove(pod)
+    no_reservation(w, steps)
     if not V2:
         with steps.step("resources: files of cgroup v2 are refused on v1"):
             pod = w.pod()
@@ -91,6 +92,25 @@ def resources(w, steps):
             container = w.started(pod)
         maps = w.shell(container, "cat /proc/$(pidof sleep)/numa_maps")
         expect("bind=static:0" in maps, maps.splitlines()[0])
+        w.remove(pod)
+
+
+def no_reservation(w, steps):
+    with steps.step("resources: a memory reservation of 0 takes one away, and is none from the start"):
+        ask = lambda value: {"linux": {"resources": {"memory": {"reservation": {"value": value}}}}}  # noqa: E731
+        none = "0" if V2 else str((1 << 63) - os.sysconf("SC_PAGE_SIZE"))
+        pod = w.pod()
+        with plugin(w) as p:
+            for value in (16 << 20, 0):
+                p.script({"CreateContainer": {"adjust": ask(value)}})
+                container = w.started(pod, w.fresh("c"))
+                read = lambda: limit(w, container, "memory/memory.soft_limit_in_bytes", "memory.low")  # noqa: B023, E731
+                expect(read() == (str(value) if value else none), f"made with {value}: {read()}")
+                for other in (8 << 20, 0):
+                    expect(not p.send([{"container_id": container, **ask(other)}])["failed"], "the update")
+                    expect(read() == (str(other) if other else none), f"updated to {other}: {read()}")
+                w.c("update", "--memory", str(64 << 20), container)
+                expect(read() == none, f"it is back: {read()}")
         w.remove(pod)
 
 

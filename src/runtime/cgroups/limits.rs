@@ -325,8 +325,9 @@ pub(super) fn plan_v2(resources: &Resources) -> Result<Vec<Write>, CgroupError> 
             ..write("memory", "memory.swap.max", value)
         });
     }
-    if resources.memory_reservation > 0 {
-        writes.push(write("memory", "memory.low", resources.memory_reservation));
+    if resources.memory_reservation != 0 {
+        let value = resources.memory_reservation.max(0);
+        writes.push(write("memory", "memory.low", value));
     }
     cpuset(resources, &mut writes);
     pids(resources, &mut writes);
@@ -398,8 +399,8 @@ pub(super) fn plan_v1(resources: &Resources, raising: bool) -> Result<Vec<Write>
         memory.reverse();
     }
     writes.append(&mut memory);
-    if resources.memory_reservation > 0 {
-        let value = resources.memory_reservation;
+    if resources.memory_reservation != 0 {
+        let value = resources.memory_reservation.max(-1);
         writes.push(write("memory", "memory.soft_limit_in_bytes", value));
     }
     cpuset(resources, &mut writes);

@@ -423,9 +423,12 @@ fn limits_that_only_plugins_set() {
         ("pids", "pids.max", "55"),
     ];
     assert_eq!(v1, expected);
-    let unlimited = Resources {
+    let taken_back = Resources {
         pids_limit: -1,
+        memory_reservation: -1,
         ..Resources::default()
     };
-    assert_eq!(lines(&unlimited), ["pids.max=max"]);
+    assert_eq!(lines(&taken_back), ["memory.low=0", "pids.max=max"]);
+    let v1 = plan_v1(&taken_back, true).unwrap();
+    assert_eq!((&*v1[0].value, &*v1[1].value), ("-1", "max"));
 }

@@ -485,7 +485,7 @@ fn resources(extras: &Extras<'_>) -> oci::LinuxResources {
     memory
         .set_limit(given(limits.memory_limit))
         .set_swap(given(limits.memory_swap_limit))
-        .set_reservation(given(limits.memory_reservation));
+        .set_reservation(given(limits.memory_reservation.max(0)));
     let mut cpu = oci::LinuxCpu::default();
     cpu.set_shares(positive(limits.cpu_shares))
         .set_quota(given(limits.cpu_quota))
