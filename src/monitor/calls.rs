@@ -369,10 +369,13 @@ impl Monitor<'_> {
                 Child::exec_external(&request, external.place(&name), number, asked, deadline)?
             }
         };
+        let bundle = container.external.as_ref();
+        let bundle = bundle.map(|external| external.bundle.clone());
         self.execs.push(Exec {
             number,
             child,
             terminal: None,
+            bundle,
         });
         Ok(None)
     }

@@ -21,8 +21,8 @@ use crate::monitor::child::{Child, Phase, Said, check, fault};
 use crate::monitor::container::Container;
 use crate::monitor::link::Asked;
 use crate::monitor::protocol::{Event, Reply};
-use crate::monitor::serve::Monitor;
-use crate::runtime::external::{Place, Verb};
+use crate::monitor::serve::{Exec, Monitor};
+use crate::runtime::external::{Place, Verb, exec_files};
 use crate::runtime::hooks::Stage;
 use crate::runtime::plan::Fault;
 use crate::runtime::tree;
@@ -131,6 +131,28 @@ impl Container {
             Deletion::Running | Deletion::Done => false,
         };
         self.exit.is_some() && asked
+    }
+}
+
+impl Exec {
+    /// Gives it up where the time for its making is over, with all that its OCI runtime has started for that.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        let late = self.child.deadline().is_some_and(|at| at <= now);
+        if late
+            && self.bundle.is_some()
+            && let Some(pid) = self.child.live_pid()
+        {
+            tree::kill(pid);
+        }
+        self.child.expire(now);
+    }
+
+    /// Removes what a helper that was killed has left in the bundle.
+    pub(crate) fn remove_files(&self) {
+        let Some(bundle) = &self.bundle else { return };
+        for name in exec_files(self.number) {
+            let _absent = std::fs::remove_file(bundle.join(name));
+        }
     }
 }
 

@@ -55,6 +55,8 @@ pub(crate) struct Exec {
     pub(crate) child: Child,
     /// Master of its terminal, until the reply takes it along.
     pub(crate) terminal: Option<OwnedFd>,
+    /// Bundle of its container, if that is of an OCI runtime.
+    pub(crate) bundle: Option<PathBuf>,
 }
 
 /// Everything a monitor has.
@@ -351,6 +353,7 @@ impl<'a> Monitor<'a> {
                 .fail(check("the process ended before it was ready"));
             if let Phase::Failing { asked, fault } = &exec.child.phase {
                 let reply = Reply::Failed(fault.clone());
+                exec.remove_files();
                 self.link.reply(*asked, reply, Vec::new());
             } else {
                 let (exec, code) = (exec.number, exit.code());
@@ -416,7 +419,7 @@ impl<'a> Monitor<'a> {
             sandbox.expire(now);
         }
         for exec in &mut self.execs {
-            exec.child.expire(now);
+            exec.expire(now);
         }
         for helper in &mut self.helpers {
             helper.expire(now);

@@ -52,6 +52,7 @@ start)
 	;;
 exec)
 	pid_file=$4
+	if [ "$(cat "$here/mode")" = hangs ]; then sleep 1000 & echo $! > "$here/hook"; wait; fi
 	# It outlives this shell, which would take its exit code along.
 	sh -c 'while [ -e "/proc/$0" ]; do sleep 0.01; done; echo out; echo err >&2; exit 5' $$ &
 	echo $! > "$pid_file"
@@ -395,5 +396,29 @@ async fn hooks_of_an_oci_runtime_do_not_outlive_their_pod() {
     until("the hook goes on", || !hook.exists()).await;
     remove_pods(&engine).await;
     assert_eq!(known(&node), 0);
+    node.end(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exec_that_an_oci_runtime_does_not_start_leaves_nothing() {
+    let node = node_with_runtime();
+    let engine = node.start().await;
+    let pod = run_script_pod(&node, &engine, "one").await;
+    let id = run(&engine, &pod, "main", "unused").await;
+    set_mode(&node, "hangs");
+    let command = vec!["any".to_owned()];
+    let error = engine.exec_sync(&id, command, 3).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::DeadlineExceeded);
+    let started = fs::read_to_string(node.path("hook")).unwrap();
+    let started = PathBuf::from("/proc").join(started.trim());
+    until("what the runtime started goes on", || !started.exists()).await;
+    let bundle = node.path("state/pods").join(&pod).join(&id);
+    let left = || {
+        let all = fs::read_dir(&bundle).unwrap();
+        let mut names = all.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.find(|name| name.starts_with("exec-"))
+    };
+    until("files are left", || left().is_none()).await;
+    remove_pods(&engine).await;
     node.end(engine).await;
 }

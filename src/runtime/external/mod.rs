@@ -145,6 +145,12 @@ pub(crate) fn exec(
     })
 }
 
+/// Names of the files of exec `number` below the bundle: what it is to be, its number as a process, the runtime's log, the
+/// socket for its terminal.
+pub(crate) fn exec_files(number: u64) -> [String; 4] {
+    ["json", "pid", "log", "sock"].map(|what| format!("exec-{number}.{what}"))
+}
+
 /// Clones a helper for one call of the runtime.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::base::container::ProcessUser;
 use crate::runtime::create::CreateRequest;
 use crate::runtime::exec::ExecRequest;
-use crate::runtime::external::{Place, Text, Verb, message_of};
+use crate::runtime::external::{Place, Text, Verb, exec_files, message_of};
 use crate::runtime::plan::{Context, ExecPlan, Fault, Plan, Preamble, Report};
 use crate::runtime::userns;
 use crate::sys::exec::Image;
@@ -177,8 +177,7 @@ fn join(request: &ExecRequest<'_>, place: Place<'_>, number: u64) -> Outcome {
         raise_limits(&plan.process)?;
     }
     let bundle = open_host(place.bundle, STAGE)?;
-    let name = |what: &str| format!("exec-{number}.{what}");
-    let [json, pid_file, log, socket] = ["json", "pid", "log", "sock"].map(name);
+    let [json, pid_file, log, socket] = exec_files(number);
     let files = [&json, &pid_file, &socket].map(|name| place.bundle.join(name));
     let work = || {
         write_text(&files[0], &text, &plan.user, plan.process.umask)?;
