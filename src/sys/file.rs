@@ -9,7 +9,7 @@ use rustix::fs::ResolveFlags;
 pub(crate) use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
     chmodat, chownat, fchmod, fchown, fgetxattr, flistxattr, fsetxattr, fstat, fstatfs, ftruncate,
-    futimens, makedev, mkdirat, mknodat, open, openat, readlinkat, stat, statat, symlinkat,
+    futimens, linkat, makedev, mkdirat, mknodat, open, openat, readlinkat, stat, statat, symlinkat,
     utimensat,
 };
 #[cfg(feature = "daemon")]

@@ -1,8 +1,11 @@
 //! What an image has at the place of a volume is copied into the volume, by descriptors only: names and links of the image
 //! lead nowhere else (CVE-2022-23648).
 
-use std::ffi::CStr;
+use std::collections::HashMap;
+use std::ffi::{CStr, OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
 
 use crate::runtime::plan::{Context, Fault};
 use crate::sys::fd;
@@ -14,7 +17,7 @@ use super::Step;
 
 const STAGE: &str = "volume";
 /// Deeper trees are refused: each level holds two descriptors.
-const MAX_DEPTH: u32 = 200;
+const MAX_DEPTH: usize = 200;
 
 /// Copies the directory `from` (any descriptor of it) into `to`, if `to` is empty: owner, mode and times of the
 /// directory itself too.
@@ -26,7 +29,12 @@ pub(super) fn directory(from: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &str) ->
     if used {
         return Ok(());
     }
-    contents(&from, &to, path, 0)?;
+    let mut done = Done {
+        root: &to,
+        links: HashMap::new(),
+        below: Vec::new(),
+    };
+    contents(&from, &to, path, &mut done)?;
     let status = file::fstat(&from).context(STAGE, "fstat", path)?;
     attributes(&from, &to, path)?;
     own(&to, &status, path)
@@ -38,8 +46,26 @@ fn reopen(directory: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Fault> {
     file::openat(directory, ".", flags, Mode::empty()).context(STAGE, "openat", path)
 }
 
-fn contents(from: &OwnedFd, to: &OwnedFd, path: &str, depth: u32) -> Step {
-    if depth > MAX_DEPTH {
+/// What has been copied so far.
+struct Done<'a> {
+    /// The volume.
+    root: &'a OwnedFd,
+    /// Files of several names: device and inode in the image, the first name in the volume.
+    links: HashMap<(u64, u64), PathBuf>,
+    /// The directories between the volume and what is copied now.
+    below: Vec<OsString>,
+}
+
+impl Done<'_> {
+    fn place_of(&self, name: &CStr) -> PathBuf {
+        let mut place: PathBuf = self.below.iter().collect();
+        place.push(OsStr::from_bytes(name.to_bytes()));
+        place
+    }
+}
+
+fn contents(from: &OwnedFd, to: &OwnedFd, path: &str, done: &mut Done<'_>) -> Step {
+    if done.below.len() > MAX_DEPTH {
         return Err(Fault::check(
             STAGE,
             "copy",
@@ -51,13 +77,13 @@ fn contents(from: &OwnedFd, to: &OwnedFd, path: &str, depth: u32) -> Step {
         let entry = entry.context(STAGE, "getdents", path)?;
         let name = entry.file_name();
         if !matches!(name.to_bytes(), b"." | b"..") {
-            one(from, to, name, path, depth)?;
+            one(from, to, name, path, done)?;
         }
     }
     Ok(())
 }
 
-fn one(from: &OwnedFd, to: &OwnedFd, name: &CStr, path: &str, depth: u32) -> Step {
+fn one(from: &OwnedFd, to: &OwnedFd, name: &CStr, path: &str, done: &mut Done<'_>) -> Step {
     let status = file::statat(from, name, AtFlags::SYMLINK_NOFOLLOW);
     let status = status.context(STAGE, "fstatat", path)?;
     let mode = Mode::from_raw_mode(status.st_mode & 0o7777);
@@ -68,11 +94,23 @@ fn one(from: &OwnedFd, to: &OwnedFd, name: &CStr, path: &str, depth: u32) -> Ste
             let open = |parent: &OwnedFd| file::openat(parent, name, flags, Mode::empty());
             let below = open(from).context(STAGE, "openat", path)?;
             let copy = open(to).context(STAGE, "openat", path)?;
-            contents(&below, &copy, path, depth + 1)?;
+            done.below
+                .push(OsStr::from_bytes(name.to_bytes()).to_owned());
+            contents(&below, &copy, path, done)?;
+            let _name = done.below.pop();
             attributes(&below, &copy, path)?;
             own(&copy, &status, path)
         }
         FileType::RegularFile => {
+            if status.st_nlink > 1 {
+                let file = (status.st_dev, status.st_ino);
+                if let Some(first) = done.links.get(&file) {
+                    return file::linkat(done.root, first, to, name, AtFlags::empty())
+                        .context(STAGE, "linkat", path);
+                }
+                let place = done.place_of(name);
+                let _new = done.links.insert(file, place);
+            }
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
             let source = file::openat(from, name, flags, Mode::empty());
             let source = source.context(STAGE, "openat", path)?;
@@ -99,7 +137,7 @@ fn one(from: &OwnedFd, to: &OwnedFd, name: &CStr, path: &str, depth: u32) -> Ste
     }
 }
 
-/// Holes stay holes: an image of some bytes could fill the node's disk with what is in none of its layers.
+/// Holes stay holes, as names of one file stay names of one: an image of some bytes could fill the node's disk with what is in none of its layers.
 fn bytes(source: &OwnedFd, target: &OwnedFd, size: i64, path: &str) -> Step {
     let mut buffer = vec![0; 128 * 1024];
     let mut at = 0;
@@ -196,6 +234,31 @@ mod tests {
 
     fn open(path: &std::path::Path) -> std::fs::File {
         std::fs::File::open(path).unwrap()
+    }
+
+    #[test]
+    fn names_of_one_file_stay_names_of_one() {
+        let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let [from, to] = directories.each_ref().map(tempfile::TempDir::path);
+        std::fs::create_dir_all(from.join("a/b")).unwrap();
+        std::fs::create_dir(from.join("c")).unwrap();
+        for name in ["a/b/one", "alone"] {
+            let file = std::fs::File::create(from.join(name)).unwrap();
+            file.write_all_at(name.as_bytes(), 0).unwrap();
+        }
+        for name in ["a/two", "c/three", "four"] {
+            std::fs::hard_link(from.join("a/b/one"), from.join(name)).unwrap();
+        }
+        directory(open(from).as_fd(), open(to).as_fd(), "/data").unwrap();
+        let number = |name: &str| {
+            let found = std::fs::metadata(to.join(name)).unwrap();
+            (found.ino(), found.nlink())
+        };
+        for name in ["a/two", "c/three", "four"] {
+            assert_eq!(number(name), (number("a/b/one").0, 4), "{name}");
+            assert_eq!(std::fs::read(to.join(name)).unwrap(), b"a/b/one");
+        }
+        assert_eq!(number("alone").1, 1);
     }
 
     #[test]
