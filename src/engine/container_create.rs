@@ -167,6 +167,8 @@ impl Engine {
             .lower
             .create_container(&monitor, container, &prepared)
             .await?;
+        core.lower
+            .tell_unmapped(&core.tasks, container, &prepared.plan);
         {
             let mut inner = container.lock();
             inner.pid = Some(created.pid);

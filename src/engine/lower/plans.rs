@@ -11,7 +11,7 @@ use crate::engine::error::{EngineError, Result};
 use crate::engine::lower::external::{self, Order};
 use crate::engine::lower::hooks;
 use crate::engine::lower::selinux::label_file;
-use crate::engine::lower::{Held, Lower, unmapped};
+use crate::engine::lower::{Held, Lower};
 use crate::engine::pod::Pod;
 use crate::engine::state::{ContainerPhase, Refused};
 use crate::runtime::cgroups::CgroupDirs;
@@ -247,7 +247,6 @@ impl Lower {
         write(&files.join(format!("{}.plan", container.id)), &plan)?;
         let order = external::order(core, container, &built)?;
         hooks::furnish(container, &built)?;
-        unmapped::tell(container, &built.plan);
         if let (Some(wanted), Some(resctrl)) = (&built.rdt, Resctrl::find()) {
             let made = resctrl.make(container.id, wanted);
             made.map_err(EngineError::step("make the resctrl group"))?;
