@@ -18,6 +18,8 @@ while [ -e "$here/hold" ]; do sleep 0.05; done
 BOTH = """echo '{"mountOptions": ["ro", "rro"], "linux": {"namespaces": ["mount", "user"]}}'"""
 MOUNTS = """echo '{"mountOptions": ["ro", "rro"], "linux": {"namespaces": ["mount"]}}'"""
 NOTHING = "exit 1"
+IDS = [{"host_id": 300000, "container_id": 0, "length": 65536}]
+MAPPED = {"security_context": {"namespace_options": {"userns_options": {"mode": 0, "uids": IDS, "gids": IDS}}}}
 KEYS = (("recursive_read_only_mounts", "recursiveReadOnlyMounts"), ("user_namespaces", "userNamespaces"))
 
 
@@ -85,6 +87,18 @@ def later(w, steps, kernel):
         expect(not os.path.exists(asked), "something was asked")
         put(NOTHING)
         becomes((False, False), ["features", "--version"])
+    if kernel[1]:
+        with steps.step("features: a user namespace is refused by what the runtime is now, even if nobody has asked it yet"):
+            put(MOUNTS)
+            becomes(mounts, ["features"])
+            error = w.c.fails("runp", "--runtime", "late", w.pod_config("late", linux=MAPPED))
+            expect(all(word in error for word in ("userns_options", "late", "features")), error)
+            put(BOTH)
+            with w.pod("late", linux=MAPPED):
+                pass
+            becomes(kernel, ["features"])
+            put(NOTHING)
+            becomes((False, False), ["features", "--version"])
     with steps.step("features: a runtime that takes its time does not hold up Status"):
         open(hold, "w").close()
         try:
