@@ -51,6 +51,21 @@ pub(crate) struct DeviceIo {
     pub(crate) reads: u64,
     /// Writes.
     pub(crate) writes: u64,
+    /// The same bytes and the discarded ones, as v1 counts them; absent on v2, which does not.
+    pub(crate) kinds: Option<IoKinds>,
+}
+
+/// Bytes of a block device by kind. Kernel: `blkio.throttle.io_service_bytes_recursive` of v1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct IoKinds {
+    /// Of synchronous requests.
+    pub(crate) sync: u64,
+    /// Of asynchronous requests.
+    pub(crate) asynchronous: u64,
+    /// Discarded.
+    pub(crate) discarded: u64,
+    /// Read, written and discarded.
+    pub(crate) total: u64,
 }
 
 /// Huge pages of one size.

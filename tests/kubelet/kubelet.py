@@ -183,12 +183,21 @@ class Kubelet:
         for key in SYSCTLS:
             with open("/proc/sys/" + key) as f:
                 self.sysctls[key] = f.read()
+        self._run()
+
+    def restart(self, gates):
+        """Another kubelet in its place, with these feature gates; pods live on."""
+        self._end()
+        self.gates = gates
+        self._run()
+
+    def _run(self):
         config = self.work + "/config.yaml"
         with open(config, "w") as f:
             f.write(CONFIG.format(work=self.work, socket=self.runtime.socket, cgroup=self.cgroup,
                                   gates=self._feature_gates(),
                                   v1_only="" if unified() else "failCgroupV1: false\n"))
-        with open(self.log, "wb") as log:
+        with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [runtimes.tool("KUBELET"), "--config", config, "--root-dir", self.root,
                  "--cert-dir", self.work + "/pki", "--hostname-override", "node1", "--node-ip", node_ip(),
@@ -225,15 +234,18 @@ class Kubelet:
         """As `explain` says of this kubelet's log."""
         return explain(self.log_text(), ALLOWED + ALLOWED_BY_RUNTIME.get(self.runtime.name, ()))
 
-    def stop(self):
-        if self.process is None:
-            return
+    def _end(self):
         self.process.terminate()
         try:
             self.process.wait(30)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+    def stop(self):
+        if self.process is None:
+            return
+        self._end()
         for key, value in self.sysctls.items():
             with open("/proc/sys/" + key, "w") as f:
                 f.write(value)

@@ -23,6 +23,7 @@ from harness import isolate, options, runtimes  # noqa: E402
 from harness.report import Steps, expect, wait_for  # noqa: E402
 import kubelet as k  # noqa: E402
 from secure import secure_pod  # noqa: E402
+from series import same_series  # noqa: E402
 from streams import streams as streaming_endpoints  # noqa: E402
 
 
@@ -203,6 +204,10 @@ def streams(s, kubelet, steps):
     streaming_endpoints(s, kubelet, steps, container_status, note_ids)
 
 
+def same(s, kubelet, steps):
+    same_series(s, kubelet, steps)
+
+
 def goes_away(s, kubelet, steps):
     note_ids(s)
     with steps.step("healthy, both CRI conditions true"):
@@ -253,7 +258,7 @@ def main():
     with options.session(args, steps) as s:
         kubelet = k.Kubelet(s.work, s.runtime, args.gate)
         try:
-            for part in (comes_up, probes, failures, summary, cadvisor, secure, streams, gates, goes_away):
+            for part in (comes_up, probes, failures, summary, cadvisor, gates, same, secure, streams, goes_away):
                 part(s, kubelet, steps)
         finally:
             kubelet.stop()

@@ -97,6 +97,7 @@ fn cgroup() -> CgroupStats {
             written_bytes: 25,
             reads: 26,
             writes: u64::MAX,
+            kinds: None,
         }],
         huge_pages: vec![HugePages {
             size: "2MB".to_owned(),

@@ -1,6 +1,6 @@
 //! From figures to metrics.
 
-use crate::base::stats::{CgroupStats, FilesystemSize, InterfaceStats, Psi, PsiLine};
+use crate::base::stats::{CgroupStats, FilesystemSize, InterfaceStats, IoKinds, Psi, PsiLine};
 use crate::cri::metrics::Descriptor;
 use crate::cri::metrics::descriptors as d;
 use crate::cri::metrics::encoded::{Encoded, Writer};
@@ -178,8 +178,16 @@ fn devices(cgroup: &CgroupStats, metrics: &Metrics, out: &mut Writer) {
         let key = (device.major, device.minor);
         let name = metrics.devices.get(&key).map_or("", String::as_str);
         let (major, minor) = (key.0.to_string(), key.1.to_string());
-        for (operation, bytes) in [("Read", device.read_bytes), ("Write", device.written_bytes)] {
-            out.put(&d::BLKIO, &[name, &major, &minor, operation], Some(bytes));
+        let kind = |bytes: fn(IoKinds) -> u64| device.kinds.map(bytes);
+        for (operation, bytes) in [
+            ("Read", Some(device.read_bytes)),
+            ("Write", Some(device.written_bytes)),
+            ("Sync", kind(|kinds| kinds.sync)),
+            ("Async", kind(|kinds| kinds.asynchronous)),
+            ("Discard", kind(|kinds| kinds.discarded)),
+            ("Total", kind(|kinds| kinds.total)),
+        ] {
+            out.put(&d::BLKIO, &[name, &major, &minor, operation], bytes);
         }
         out.put(&d::FS_READ_BYTES, &[name], Some(device.read_bytes));
         out.put(&d::FS_READS, &[name], Some(device.reads));

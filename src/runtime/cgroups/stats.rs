@@ -5,7 +5,7 @@ use super::limits::shares_of_weight;
 use super::reader::{Reader, device_of, each, first_number, number, words};
 use super::{Cgroups, Version};
 use crate::base::clock::Timestamp;
-use crate::base::stats::{CgroupStats, DeviceIo, HugePages, Psi, PsiLine, Scope};
+use crate::base::stats::{CgroupStats, DeviceIo, HugePages, IoKinds, Psi, PsiLine, Scope};
 
 /// v1 says "unlimited" with a number near the largest page-aligned one.
 const UNLIMITED_V1: u64 = 0x7000_0000_0000_0000;
@@ -150,12 +150,23 @@ fn read_v1(cgroups: &Cgroups, path: &str, at: &mut Reader, stats: &mut CgroupSta
     }
     if at.enter(cgroups, "blkio", path) {
         let text = at.read("blkio.throttle.io_service_bytes_recursive");
-        blkio(text, &mut stats.devices, |device| {
-            (&mut device.read_bytes, &mut device.written_bytes)
+        blkio(text, &mut stats.devices, |device, kind, bytes| {
+            let kinds = device.kinds.get_or_insert(IoKinds::default());
+            match kind {
+                b"Read" => device.read_bytes = bytes,
+                b"Write" => device.written_bytes = bytes,
+                b"Sync" => kinds.sync = bytes,
+                b"Async" => kinds.asynchronous = bytes,
+                b"Discard" => kinds.discarded = bytes,
+                b"Total" => kinds.total = bytes,
+                _ => {}
+            }
         });
         let text = at.read("blkio.throttle.io_serviced_recursive");
-        blkio(text, &mut stats.devices, |device| {
-            (&mut device.reads, &mut device.writes)
+        blkio(text, &mut stats.devices, |device, kind, count| match kind {
+            b"Read" => device.reads = count,
+            b"Write" => device.writes = count,
+            _ => {}
         });
     }
     if at.enter(cgroups, "hugetlb", path) {
@@ -199,12 +210,8 @@ fn read_v1_memory(at: &mut Reader, stats: &mut CgroupStats, scope: Scope) {
     }
 }
 
-/// Adds up lines of `MAJOR:MINOR Read|Write NUMBER`; `fields`: where reads and writes go.
-fn blkio(
-    text: &[u8],
-    devices: &mut Vec<DeviceIo>,
-    fields: impl Fn(&mut DeviceIo) -> (&mut u64, &mut u64),
-) {
+/// Calls `visit` with each line of `MAJOR:MINOR KIND NUMBER`, for its device.
+fn blkio(text: &[u8], devices: &mut Vec<DeviceIo>, visit: impl Fn(&mut DeviceIo, &[u8], u64)) {
     for line in text.split(|byte| *byte == b'\n') {
         let [name, rest] = words(line);
         let [kind, value] = words(rest);
@@ -220,12 +227,7 @@ fn blkio(
             });
             devices.len() - 1
         });
-        let (reads, writes) = fields(&mut devices[at]);
-        match kind {
-            b"Read" => *reads = value,
-            b"Write" => *writes = value,
-            _ => {}
-        }
+        visit(&mut devices[at], kind, value);
     }
 }
 
