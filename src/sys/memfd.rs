@@ -2,11 +2,17 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 
 use crate::sys::fd::write_all;
+
+/// How long the kernel may have pages of a new file in hand.
+const PINNED: Duration = Duration::from_secs(5);
+/// Between two tries.
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// A sealed, close-on-exec file of memory with these bytes, for data. Its offset is 0.
 ///
@@ -80,8 +86,20 @@ fn create(name: &str, extra: MemfdFlags) -> io::Result<OwnedFd> {
 fn fill(fd: &OwnedFd, bytes: &[u8]) -> io::Result<()> {
     write_all(fd.as_fd(), bytes)?;
     rustix::fs::seek(fd, rustix::fs::SeekFrom::Start(0))?;
+    seal(fd)
+}
+
+/// The kernel gives up after some 100 ms (`EBUSY`) where it has a page of the file in hand itself, to move it or to reclaim:
+/// then once more. Nobody else has the file.
+fn seal(fd: &OwnedFd) -> io::Result<()> {
     let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    Ok(rustix::fs::fcntl_add_seals(fd, seals)?)
+    let until = Instant::now() + PINNED;
+    loop {
+        match rustix::fs::fcntl_add_seals(fd, seals) {
+            Err(Errno::BUSY) if Instant::now() < until => std::thread::sleep(AGAIN),
+            outcome => return Ok(outcome?),
+        }
+    }
 }
 
 /// The fallback of [`program`]: a file on a tmpfs of its own, which is read-only from then on.
@@ -145,6 +163,25 @@ mod tests {
                 assert!(write_all(file.as_fd(), b"x").is_err());
             }
         }
+    }
+
+    #[test]
+    fn pages_in_the_kernels_hands_are_waited_for() {
+        let fd = create("plan", MemfdFlags::NOEXEC_SEAL).unwrap();
+        write_all(fd.as_fd(), b"bytes").unwrap();
+        // A pipe has the page now.
+        let (reader, writer) = crate::sys::fd::pipe().unwrap();
+        let flags = rustix::pipe::SpliceFlags::empty();
+        let moved = rustix::pipe::splice(&fd, Some(&mut 0), &writer, None, 5, flags);
+        assert_eq!(moved.unwrap(), 5);
+        let holder = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(500));
+            drop((reader, writer));
+        });
+        let sealed = seal(&fd);
+        holder.join().unwrap();
+        sealed.unwrap();
+        assert!(write_all(fd.as_fd(), b"x").is_err());
     }
 
     #[test]
