@@ -173,6 +173,48 @@ fn chosen(id: &str, pod: &str, label: &str) -> v1::ListContainerStatsRequest {
     }
 }
 
+/// of each container the list and the stream tell what single calls before and after do.
+async fn lists_have_what_single_calls_have(to: &mut Clients, channel: &Channel, ids: &[String]) {
+    async fn single(to: &mut Clients, ids: &[String]) -> Vec<v1::ContainerStats> {
+        let mut all = vec![];
+        for container_id in ids.iter().cloned() {
+            let request = v1::ContainerStatsRequest { container_id };
+            let reply = to.runtime.container_stats(request).await;
+            all.push(reply.unwrap().into_inner().stats.unwrap());
+        }
+        all
+    }
+    let cpu = |one: &v1::ContainerStats| {
+        let cpu = one.cpu.as_ref().unwrap();
+        (cpu.timestamp, cpu.usage_core_nano_seconds.unwrap().value)
+    };
+    let before = single(to, ids).await;
+    let request = v1::ListContainerStatsRequest { filter: None };
+    let listed = to.runtime.list_container_stats(request.clone()).await;
+    let listed = listed.unwrap().into_inner().stats;
+    let call = "RuntimeService/StreamContainerStats";
+    let found: Vec<v1::ListContainerStatsResponse> = streamed_of(channel, call, request).await;
+    let found: Vec<_> = found.into_iter().flat_map(|one| one.stats).collect();
+    let after = single(to, ids).await;
+    for all in [&listed, &found] {
+        assert_eq!(all.len(), ids.len());
+        for (first, last) in before.iter().zip(&after) {
+            let same = |one: &&v1::ContainerStats| one.attributes == first.attributes;
+            let one = all.iter().find(same).unwrap();
+            let ((then, least), (at, used), (now, most)) = (cpu(first), cpu(one), cpu(last));
+            assert!(then < at && at < now, "{then} {at} {now}");
+            assert!((least..=most).contains(&used), "{least} {used} {most}");
+            let layer = |one: &v1::ContainerStats| {
+                let layer = one.writable_layer.clone().unwrap();
+                (layer.fs_id, layer.used_bytes, layer.inodes_used)
+            };
+            assert_eq!(layer(one), layer(first));
+            let memory = |one: &v1::ContainerStats| one.memory.as_ref().unwrap().usage_bytes;
+            assert_eq!(memory(one).is_some(), memory(first).is_some());
+        }
+    }
+}
+
 /// by id, pod and label, alone and together; the list and the stream choose alike.
 #[tokio::test]
 async fn figures_are_chosen_by_id_pod_and_label() {
@@ -218,6 +260,7 @@ async fn figures_are_chosen_by_id_pod_and_label() {
         let ids = found.filter_map(|one| one.attributes);
         assert_eq!(sorted(ids.map(|one| one.id)), wanted, "{id} {pod} {label}");
     }
+    lists_have_what_single_calls_have(&mut to, &channel, &containers).await;
     for pod in &pods {
         remove(&mut to, pod).await;
     }
