@@ -137,7 +137,8 @@ fn one(from: &OwnedFd, to: &OwnedFd, name: &CStr, path: &str, done: &mut Done<'_
     }
 }
 
-/// Holes stay holes, as names of one file stay names of one: an image of some bytes could fill the node's disk with what is in none of its layers.
+/// Holes stay holes, as names of one file stay names of one: an image of some bytes could fill the node's disk with what is
+/// in none of its layers.
 fn bytes(source: &OwnedFd, target: &OwnedFd, size: i64, path: &str) -> Step {
     let mut buffer = vec![0; 128 * 1024];
     let mut at = 0;
