@@ -14,7 +14,7 @@ TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 COMMON = ["--host", "--images", "/payload/images"]
 ON_SELINUX = ("selinux", "selinux-critest")  # only where the node was booted with it
 OF_BERTH = ("quickstart", "userns-crun")
-ON_CGROUPS = "^(cdi|adjustments|resources|block_io|rdt|hooks|changes|with_runc|devices|tuned|restart)$"
+ON_CGROUPS = "^(cdi|adjustments|resources|block_io|rdt|hooks|changes|with_runc|devices|restart)$"
 STEPS = {
     "quickstart": [TESTS + "/quickstart/run.py", "--host"],
     "crictl": [TESTS + "/crictl/walkthrough.py", *COMMON],
