@@ -69,7 +69,7 @@ pub(crate) fn config(
     }
     let io = spec
         .get_mut("linux")
-        .map(|l| &mut l["resources"]["blockIO"]);
+        .and_then(|linux| linux.pointer_mut("/resources/blockIO"));
     if let Some(Value::Object(io)) = io {
         // The cgroup has them already, where the kernel has weights at all; crun fails where it has none.
         io.remove("weight");
