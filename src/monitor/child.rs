@@ -15,11 +15,12 @@ use std::time::Instant;
 
 use crate::base::container::ProcessUser;
 use crate::monitor::link::Asked;
-use crate::runtime::create::{self, CreateRequest, Received, Spawned};
+use crate::runtime::create::{self, CreateRequest, NOT_STARTED, Received, Spawned};
 use crate::runtime::exec::{self, ExecRequest};
 use crate::runtime::external::{self, Place, Verb};
 use crate::runtime::hooks::{self, Stage};
 use crate::runtime::plan::{Fault, Report};
+use crate::sys::process::Exit;
 use crate::sys::{fd, process, signal};
 
 /// Where a child is in its life.
@@ -249,6 +250,12 @@ impl Child {
         }
     }
 
+    /// Whether it has executed its program, not ended before: its control socket closes by either.
+    pub(crate) fn has_executed(&self) -> bool {
+        // Where the kernel does not say, it is believed, as it ends soon if it has not.
+        process::has_executed(self.pid).unwrap_or(true)
+    }
+
     /// Lets it execute its program.
     ///
     /// # Errors
@@ -321,6 +328,28 @@ impl Child {
     /// Its pidfd while it lives.
     pub(crate) fn live_pidfd(&self) -> Option<BorrowedFd<'_>> {
         (!self.is_ended()).then(|| self.pidfd.as_fd())
+    }
+}
+
+/// Why a process did not get ready, by its end alone: a seccomp filter may keep it from saying more (see `init::finish`).
+pub(crate) fn not_ready(exit: Exit) -> Fault {
+    const SECCOMP: &str = "its seccomp profile";
+    const UNTOLD: &str = "the program could not be started, and why could not be told:";
+    match exit {
+        Exit::Code(number @ 1..NOT_STARTED) => Fault {
+            errno: number,
+            ..check(&format!("{UNTOLD} {SECCOMP} refuses sendmsg(2)"))
+        },
+        Exit::Code(_) => check("the process ended before it was ready"),
+        Exit::Signal(signal::SIGILL) => check(&format!(
+            "{UNTOLD} {SECCOMP} refuses sendmsg(2), and exit_group(2) too"
+        )),
+        Exit::Signal(signal::SIGSYS) => check(&format!(
+            "{SECCOMP} ends the process at a call that starts the program (SIGSYS)"
+        )),
+        Exit::Signal(number) => check(&format!(
+            "signal {number} ended the process before it was ready"
+        )),
     }
 }
 

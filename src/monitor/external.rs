@@ -267,7 +267,7 @@ impl Monitor<'_> {
     }
 
     /// Whether this number is that of a living child of which we know what it is.
-    fn knows(&self, pid: u32) -> bool {
+    pub(crate) fn knows(&self, pid: u32) -> bool {
         let containers = self.containers.iter().map(|one| &one.child);
         let execs = self.execs.iter().map(|one| &one.child);
         let helpers = self.helpers.iter().map(|one| &one.child);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::base::clock::Timestamp;
 use crate::base::id::PodId;
 use crate::monitor::attach::Attached;
-use crate::monitor::child::{Child, Phase, Said, check};
+use crate::monitor::child::{Child, Phase, Said, check, not_ready};
 use crate::monitor::container::{Buffers, Container};
 use crate::monitor::external::Helper;
 use crate::monitor::link::{Asked, Incoming, Link};
@@ -241,6 +241,9 @@ impl<'a> Monitor<'a> {
             }
             (Said::Closed, &Phase::Starting { asked, .. }) => {
                 container.child.control = None;
+                if !container.child.has_executed() {
+                    return;
+                }
                 container.child.phase = Phase::Running;
                 container.started_at = Timestamp::now();
                 self.container_started(index, asked);
@@ -270,6 +273,9 @@ impl<'a> Monitor<'a> {
                 let Phase::Setup { asked, .. } = child.phase else {
                     return;
                 };
+                if !child.has_executed() {
+                    return;
+                }
                 let mut set = [PollFd::new(&child.pidfd, PollFlags::IN)];
                 if poll(&mut set, Some(Duration::ZERO)).is_ok_and(|ended| ended > 0) {
                     return child.fail(check("pause ended before it was ready"));
@@ -299,6 +305,9 @@ impl<'a> Monitor<'a> {
             }
             (Said::Closed, &Phase::Starting { asked, .. }) => {
                 exec.child.control = None;
+                if !exec.child.has_executed() {
+                    return;
+                }
                 exec.child.phase = Phase::Running;
                 let reply = Reply::Executed {
                     pid: exec.child.pid,
@@ -319,8 +328,29 @@ impl<'a> Monitor<'a> {
 
     fn reap(&mut self, now: Instant) {
         while let Ok(Some(_child_signal)) = signal::next(self.signals.as_fd()) {}
-        while let Ok(Some((pid, exit))) = process::reap_any() {
-            self.reaped(pid, exit, Timestamp::now(), now);
+        while let Ok(Some(pid)) = process::ended_child() {
+            let known = self.knows(pid);
+            self.hear_last(pid);
+            let Ok(exit) = process::reap(pid) else {
+                return;
+            };
+            let handed_over = known && !self.knows(pid);
+            if !handed_over {
+                self.reaped(pid, exit, Timestamp::now(), now);
+            }
+        }
+    }
+
+    /// Hears the last words of a child that has ended: a report of a failure, or the end of file of its exec, as long as it
+    /// can be told from that of its end.
+    fn hear_last(&mut self, pid: u32) {
+        let is_it = |child: &Child| child.pid == pid && !child.is_ended();
+        if let Some(index) = self.containers.iter().position(|c| is_it(&c.child)) {
+            self.hear_container(index);
+        } else if let Some(index) = self.execs.iter().position(|e| is_it(&e.child)) {
+            self.hear_exec(index);
+        } else if self.sandbox.as_ref().is_some_and(is_it) {
+            self.hear_sandbox();
         }
     }
 
@@ -328,29 +358,16 @@ impl<'a> Monitor<'a> {
     fn reaped(&mut self, pid: u32, exit: Exit, at: Timestamp, now: Instant) {
         let is_it = |child: &Child| child.pid == pid && !child.is_ended();
         if let Some(index) = self.containers.iter().position(|c| is_it(&c.child)) {
-            // Its last words are heard first: a report of a failure, or the end of file of its exec.
-            self.hear_container(index);
             let container = &mut self.containers[index];
-            if container.child.pid != pid {
-                // It has handed over to the process that goes on.
-                return;
-            }
-            container
-                .child
-                .fail(check("the process ended before it was ready"));
+            container.child.fail(not_ready(exit));
             if let Phase::Failing { asked, fault } = &container.child.phase {
                 let reply = Reply::Failed(fault.clone());
                 self.link.reply(*asked, reply, Vec::new());
             }
             container.ended(exit, at, now);
         } else if let Some(index) = self.execs.iter().position(|e| is_it(&e.child)) {
-            self.hear_exec(index);
             let exec = &mut self.execs[index];
-            if exec.child.pid != pid || exec.child.is_ended() {
-                return;
-            }
-            exec.child
-                .fail(check("the process ended before it was ready"));
+            exec.child.fail(not_ready(exit));
             if let Phase::Failing { asked, fault } = &exec.child.phase {
                 let reply = Reply::Failed(fault.clone());
                 exec.remove_files();
@@ -361,12 +378,8 @@ impl<'a> Monitor<'a> {
             }
             exec.child.phase = Phase::Ended;
         } else if self.sandbox.as_ref().is_some_and(is_it) {
-            self.hear_sandbox();
-            if self.sandbox.as_ref().is_some_and(|child| child.pid != pid) {
-                return;
-            }
             if let Some(child) = &mut self.sandbox {
-                child.fail(check("pause ended before it was ready"));
+                child.fail(not_ready(exit));
                 if let Phase::Failing { asked, fault } = &child.phase {
                     let reply = Reply::Failed(fault.clone());
                     self.link.reply(*asked, reply, Vec::new());

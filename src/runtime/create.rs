@@ -23,6 +23,8 @@ use crate::runtime::plan::{Context, Fault, NamespaceSource, Preamble, Report};
 use crate::sys::file::{self, Mode, OFlags};
 use crate::sys::{clone, credentials, memfd, ns, process, signal, socket};
 
+pub(crate) use crate::runtime::init::NOT_STARTED;
+
 /// Largest encoded [`Report`].
 pub(crate) const MAX_REPORT: usize = 128 * 1024;
 

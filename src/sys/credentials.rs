@@ -1,4 +1,4 @@
-//! Who a single-threaded process is: ids, capabilities, no_new_privs, limits, seccomp, keyring. Raw system calls: the C
+//! Who a single-threaded process is: ids, capabilities, no_new_privs, limits, keyring. Raw system calls: the C
 //! library's versions signal other threads.
 #![expect(unsafe_code, reason = "system calls without a safe wrapper")]
 
@@ -75,6 +75,16 @@ pub(crate) fn limit_bounding(keep: u64) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// How [`set_ambient`] begins: the arguments of its first prctl(2).
+pub(crate) const CLEAR_AMBIENT: [Option<u64>; 6] = [
+    Some(libc::PR_CAP_AMBIENT.unsigned_abs() as u64),
+    Some(libc::PR_CAP_AMBIENT_CLEAR_ALL.unsigned_abs() as u64),
+    Some(0),
+    Some(0),
+    Some(0),
+    None,
+];
 
 /// Makes the ambient set exactly this; all must be permitted and inheritable.
 ///
@@ -182,46 +192,6 @@ pub(crate) fn open_files_limit(pid: u32) -> io::Result<u64> {
     }
 }
 
-/// One instruction of a classic BPF program: code, jump if true, jump if false, constant.
-pub(crate) type Instruction = (u16, u8, u8, u32);
-
-/// Installs a seccomp filter for this process and what it executes, with the flags of `seccomp(2)`.
-///
-/// # Errors
-/// The number of `seccomp(2)`: `EACCES` (neither `CAP_SYS_ADMIN` nor no_new_privs), `EINVAL` (a bad program or unknown
-/// flags).
-pub(crate) fn set_seccomp(program: &[Instruction], flags: u32) -> io::Result<()> {
-    const SECCOMP_SET_MODE_FILTER: u32 = 1;
-    let mut filter: Vec<libc::sock_filter> = program
-        .iter()
-        .map(|(code, jt, jf, k)| libc::sock_filter {
-            code: *code,
-            jt: *jt,
-            jf: *jf,
-            k: *k,
-        })
-        .collect();
-    let program = libc::sock_fprog {
-        len: u16::try_from(filter.len())
-            .map_err(|_long| io::Error::from_raw_os_error(libc::EINVAL))?,
-        filter: filter.as_mut_ptr(),
-    };
-    // SAFETY: the program points to `len` instructions, which the kernel copies.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            SECCOMP_SET_MODE_FILTER,
-            flags,
-            &raw const program,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
 /// Joins a new, anonymous session keyring, so that the parent's is out of reach. A kernel without keyrings is no error.
 ///
 /// # Errors
@@ -319,27 +289,6 @@ mod tests {
             }
             assert_eq!(status("NoNewPrivs"), "1");
             assert!(set_capabilities(1, 1, 0).is_err());
-        });
-    }
-
-    #[test]
-    fn a_filter_makes_a_call_fail() {
-        in_forked_child(|| {
-            set_no_new_privs().unwrap();
-            // Load the call's number; uname (63 on x86_64, 160 on aarch64) fails with errno 99, the rest is allowed.
-            let uname = u32::try_from(libc::SYS_uname).unwrap();
-            let program = [
-                (0x20, 0, 0, 0),
-                (0x15, 0, 1, uname),
-                (0x06, 0, 0, 0x0005_0000 | 99),
-                (0x06, 0, 0, 0x7fff_0000),
-            ];
-            set_seccomp(&program, 0).unwrap();
-            assert_eq!(status("Seccomp"), "2");
-            let mut name = std::mem::MaybeUninit::<libc::utsname>::uninit();
-            // SAFETY: uname writes the structure.
-            assert_eq!(unsafe { libc::uname(name.as_mut_ptr()) }, -1);
-            assert_eq!(io::Error::last_os_error().raw_os_error(), Some(99));
         });
     }
 

@@ -24,6 +24,7 @@ pub(crate) mod process;
 pub(crate) mod pty;
 pub(crate) mod random;
 pub(crate) mod scheduling;
+pub(crate) mod seccomp;
 pub(crate) mod signal;
 pub(crate) mod socket;
 #[cfg(feature = "daemon")]

@@ -108,24 +108,56 @@ pub(crate) fn wait(pidfd: BorrowedFd<'_>) -> io::Result<Exit> {
     }
 }
 
-/// Reaps one ended child of any kind: (pid, how); `None`: none has ended, or there is none. For orphans that a
-/// subreaper inherits. It would take children with a pidfd too: reap those first with [`try_wait`].
+/// A child of any kind that has ended, not reaped yet: its `/proc` entry is still there. `None`: none has ended, or there is
+/// none. For orphans that a subreaper inherits.
 ///
 /// # Errors
-/// The number of `waitpid(2)` other than `ECHILD`.
-pub(crate) fn reap_any() -> io::Result<Option<(u32, Exit)>> {
-    match rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
-        Ok(Some((pid, status))) => {
-            let exit = status
-                .exit_status()
-                .map(Exit::Code)
-                .or_else(|| status.terminating_signal().map(Exit::Signal));
-            let pid = u32::try_from(pid.as_raw_nonzero().get()).unwrap_or_default();
-            Ok(exit.map(|exit| (pid, exit)))
-        }
-        Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(None),
-        Err(error) => Err(error.into()),
+/// The number of `waitid(2)` other than `ECHILD`.
+pub(crate) fn ended_child() -> io::Result<Option<u32>> {
+    let mut told = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: the kernel writes the structure.
+    if unsafe { libc::waitid(libc::P_ALL, 0, told.as_mut_ptr(), options) } != 0 {
+        let error = io::Error::last_os_error();
+        return match error.raw_os_error() {
+            Some(libc::ECHILD) => Ok(None),
+            _ => Err(error),
+        };
     }
+    // SAFETY: all zero is a valid value.
+    let told = unsafe { told.assume_init() };
+    // SAFETY: the kernel has written what belongs to SIGCHLD, or nothing: then it is 0.
+    let pid = unsafe { told.si_pid() };
+    Ok(u32::try_from(pid).ok().filter(|pid| *pid != 0))
+}
+
+/// Reaps the child with this number, which has ended.
+///
+/// # Errors
+/// The number of `waitid(2)`; `ECHILD`: not our child.
+pub(crate) fn reap(pid: u32) -> io::Result<Exit> {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    let status = rustix::process::waitid(WaitId::Pid(pid_of(pid)?), options)?;
+    let exit = status.as_ref().and_then(Exit::of);
+    exit.ok_or_else(|| io::ErrorKind::WouldBlock.into())
+}
+
+/// Whether a child has executed a program since it was cloned; it may have ended, but not be reaped. The kernel tells it by
+/// a flag of the process (`PF_FORKNOEXEC`): the end of its close-on-exec descriptors may be either.
+///
+/// # Errors
+/// The number of reading `/proc/PID/stat`, or `InvalidData`.
+pub(crate) fn has_executed(pid: u32) -> io::Result<bool> {
+    const PF_FORKNOEXEC: u64 = 0x40;
+    let text = std::fs::read(format!("/proc/{pid}/stat"))?;
+    // The name, in parentheses, may hold anything; then: state ppid pgrp session tty_nr tpgid flags.
+    let flags = text
+        .rsplit(|byte| *byte == b')')
+        .next()
+        .and_then(|rest| rest.split(|byte| *byte == b' ').nth(7))
+        .and_then(|field| std::str::from_utf8(field).ok()?.parse::<u64>().ok());
+    let flags = flags.ok_or(io::ErrorKind::InvalidData)?;
+    Ok(flags & PF_FORKNOEXEC == 0)
 }
 
 /// Makes orphaned descendants children of this process (`PR_SET_CHILD_SUBREAPER`).
@@ -170,10 +202,25 @@ pub(crate) fn new_session() -> io::Result<()> {
     Ok(())
 }
 
-/// Ends this process at once: no destructor, no flush, no handler. For forked children.
+/// Ends this process at once: no destructor, no flush, no handler. For forked children. Where a seccomp filter refuses both
+/// calls for that, it ends by SIGILL, which needs none.
 pub(crate) fn exit_now(code: i32) -> ! {
-    // SAFETY: does not return and touches no memory.
-    unsafe { libc::_exit(code) }
+    // SAFETY: touches no memory.
+    let _refused = unsafe { libc::syscall(libc::SYS_exit_group, code) };
+    // SAFETY: touches no memory; this process has one thread.
+    let _refused = unsafe { libc::syscall(libc::SYS_exit, code) };
+    loop {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an instruction that is none; the kernel ends the process, a PID namespace's first too.
+        unsafe {
+            std::arch::asm!("ud2", options(nomem, nostack));
+        }
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        unsafe {
+            std::arch::asm!("udf #0", options(nomem, nostack));
+        }
+    }
 }
 
 /// This process's number.

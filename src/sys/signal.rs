@@ -9,6 +9,10 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 pub(crate) const SIGHUP: i32 = libc::SIGHUP;
 /// Interrupt.
 pub(crate) const SIGINT: i32 = libc::SIGINT;
+/// Illegal instruction.
+pub(crate) const SIGILL: i32 = libc::SIGILL;
+/// A system call that a seccomp filter does not stand.
+pub(crate) const SIGSYS: i32 = libc::SIGSYS;
 /// Kill.
 pub(crate) const SIGKILL: i32 = libc::SIGKILL;
 /// Terminate.

@@ -6,7 +6,7 @@ import signal
 import stat
 import subprocess
 
-from harness.report import expect
+from harness.report import expect, wait_for
 from inside import Pod
 from walkthrough import written
 
@@ -85,6 +85,60 @@ def actions(steps, s, pod):
     with steps.step("seccomp: a list of what is allowed, with everything else refused"):
         out, code = run("allow.json", rule("SCMP_ACT_ALLOW", *NEEDED), default="SCMP_ACT_ERRNO")
         expect(f"mkdir {errno.EPERM}" in out and f"AF_UNIX {errno.EPERM}" in out and "kill 0 0" in out, f"{code}: {out}")
+
+
+def refusers(steps, s, c, pod):
+    """Profiles that refuse what starts a program, and then also what would tell it."""
+    start = ("execve", "execveat", "capset", "prctl")
+    allow = lambda default, *names: {"defaultAction": default,  # noqa: E731
+                                     "syscalls": [{"names": list(names), "action": "SCMP_ACT_ALLOW"}] if names else []}
+    refuse = lambda action, *names: {"defaultAction": "SCMP_ACT_ALLOW",  # noqa: E731
+                                     "syscalls": [{"names": list(names), "action": action}]}
+    true, none = ["/bin/true"], ["/bin/none"]
+    cases = [("everything", allow("SCMP_ACT_" + action), true, "execve(2)")
+             for action in ("ERRNO", "KILL", "KILL_PROCESS", "TRAP", "TRACE")]
+    cases += [("all but the start", allow("SCMP_ACT_ERRNO", *start), none, "sendmsg(2), and exit_group(2)"),
+              ("all but the start", allow("SCMP_ACT_KILL", *start), none, "SIGSYS"),
+              ("what tells", refuse("SCMP_ACT_ERRNO", "sendmsg"), none, "sendmsg(2): no such file"),
+              ("what ends", refuse("SCMP_ACT_ERRNO", "exit", "exit_group"), none, "/bin/none")]
+
+    def gone(pid):
+        wait_for("its end", lambda: not os.path.exists(f"/proc/{pid}"), 10 * s.factor)
+
+    with steps.step("seccomp: whatever a profile refuses, StartContainer says why, and no process is left"):
+        for number, (what, content, command, reason) in enumerate(cases):
+            for no_new_privs in (True, False):
+                security = {**profile(s, f"refuser{number}.json", **content), "no_new_privs": no_new_privs}
+                path = pod.config_of(security, command=command)
+                container = c.id("create", pod.id, path, pod.config)
+                s.runtime.ids.add(container)
+                pid = c.json("inspect", container)["info"]["pid"]
+                error = c.fails("start", container)
+                shown = f"{what} {content['defaultAction']}, no_new_privs {no_new_privs}: {error}"
+                expect(reason.lower() in error.lower() and "seccomp" in error or reason == "/bin/none" in error, shown)
+                gone(pid)
+                status = c.json("inspect", container)["status"]
+                expect((status["state"], status["reason"]) == ("CONTAINER_EXITED", "StartError"), str(status))
+                c("rm", container)
+    with steps.step("... and an exec, whose container goes on"):
+        content = refuse("SCMP_ACT_ERRNO", "sendmsg", "exit", "exit_group")
+        container, _ = pod.run(profile(s, "mute.json", **content))
+        code, said = c.run("exec", "--sync", container, "/bin/none")[::2]
+        expect(code != 0 and "exit_group(2)" in said, f"{code}: {said}")
+        expect(c.json("inspect", container)["status"]["state"] == "CONTAINER_RUNNING", "it has ended")
+        c("rm", "--force", container)
+    with steps.step("... and RunPodSandbox"):
+        for number, (action, call) in enumerate((("ERRNO", "execveat"), ("KILL", "execveat"), ("TRACE", "execveat"),
+                                                 ("ERRNO", "rt_sigtimedwait"))):
+            content = allow("SCMP_ACT_" + action) if call == "execveat" else refuse("SCMP_ACT_" + action, call)
+            path = written(s.work, f"refused-pod{number}.json", {
+                "metadata": {"name": f"refused{number}", "namespace": "security", "attempt": 0, "uid": f"uid-refused{number}"},
+                "log_directory": s.work,
+                "linux": {"security_context": profile(s, f"refused{number}.json", **content)}})
+            error = c.fails("runp", path)
+            expect("seccomp" in error and call + "(2)" in error, f"{action} {call}: {error}")
+        left = [one for one in c.json("pods", "-o", "json")["items"] if one["metadata"]["name"].startswith("refused")]
+        expect(not left, str(left))
 
 
 def program(command, text):

@@ -1,6 +1,7 @@
 //! The real monitor, as a process, with real containers: `/usr` of the machine in a root of their own.
 
 mod exec;
+mod seccomp;
 mod troubles;
 
 use std::collections::BTreeSet;

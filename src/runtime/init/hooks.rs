@@ -1,6 +1,6 @@
 //! Hooks, run: one after the other, each waited for with its output and its time. See `runtime::hooks`.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -51,7 +51,7 @@ pub(in crate::runtime) fn run(
                 hook,
                 state: &state,
                 directory: Some(directory.as_fd()),
-                before: &|| Ok(()),
+                before: &|_, _| Ok(()),
                 helper: Some(process::id()),
             };
             match one.run() {
@@ -92,7 +92,7 @@ pub(super) fn before_pivot(hooks: &Hooks, control: BorrowedFd<'_>) -> Result<boo
             hook,
             state: &state,
             directory: Some(bundle.as_fd()),
-            before: &|| Ok(()),
+            before: &|_, _| Ok(()),
             helper: None,
         };
         one.run()?;
@@ -101,7 +101,7 @@ pub(super) fn before_pivot(hooks: &Hooks, control: BorrowedFd<'_>) -> Result<boo
 }
 
 /// The hooks of the container's own namespaces and root, as its user. `before` is done by each before it is executed.
-pub(super) fn before_exec(hooks: &Hooks, before: &dyn Fn() -> Step) -> Step {
+pub(super) fn before_exec(hooks: &Hooks, before: &Before<'_>) -> Step {
     let state = hooks.state("created", Some(process::id()));
     for hook in hooks.at(&[HookPoint::StartContainer]) {
         let one = Run {
@@ -116,6 +116,9 @@ pub(super) fn before_exec(hooks: &Hooks, before: &dyn Fn() -> Step) -> Step {
     Ok(())
 }
 
+/// What the process of a hook does before it executes this program.
+type Before<'a> = dyn Fn(&Image, &CStr) -> Step + 'a;
+
 /// One hook.
 struct Run<'a> {
     hook: &'a Hook,
@@ -124,7 +127,7 @@ struct Run<'a> {
     /// Its working directory; absent: this one.
     directory: Option<BorrowedFd<'a>>,
     /// Done by its process before the exec.
-    before: &'a dyn Fn() -> Step,
+    before: &'a Before<'a>,
     /// This process, if it is a helper, which sees all processes: then it ends what a late hook has started. Else that is
     /// in the container's cgroup, and goes with the container.
     helper: Option<u32>,
@@ -156,7 +159,7 @@ impl Run<'_> {
                 if let Some(directory) = self.directory {
                     file::change_directory(directory).context(STAGE, "fchdir", path)?;
                 }
-                (self.before)()
+                (self.before)(&image, &program)
             };
             let told = match set_up() {
                 Ok(()) => {

@@ -54,6 +54,8 @@ use crate::sys::{clone, credentials, fd, memfd, mount, ns, socket};
 
 /// Largest plan in bytes.
 const MAX_PLAN: usize = 16 * 1024 * 1024;
+/// Exit code of a child that could not be started, or was not told to.
+pub(crate) const NOT_STARTED: i32 = 127;
 /// The program that pause runs.
 const PAUSE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pause"));
 
@@ -70,15 +72,20 @@ pub(super) fn execute(request: &ExecRequest<'_>, control: BorrowedFd<'_>, joined
     finish(control, follow_exec(request, control, joined))
 }
 
-/// Exit code of a child that was not started; 127 as shells say it when a command cannot be run.
+/// Exit code of a child that was not started: 127, as shells say it when a command cannot be run; where the failure cannot be
+/// told, since a seccomp filter keeps us from it, its error number.
 fn finish(control: BorrowedFd<'_>, outcome: Result<process::Abandoned, Fault>) -> i32 {
-    if let Err(fault) = outcome
-        && let Ok(packet) = postcard::to_allocvec(&Report::Failed(fault))
-    {
-        // Without a listener nobody needs to know.
-        let _sent = socket::send(control, &packet, &[]);
+    let Err(fault) = outcome else {
+        return NOT_STARTED;
+    };
+    let number = fault.errno;
+    let packet = postcard::to_allocvec(&Report::Failed(fault));
+    let told = packet.is_ok_and(|packet| socket::send(control, &packet, &[]).is_ok());
+    if told || !(1..NOT_STARTED).contains(&number) {
+        NOT_STARTED
+    } else {
+        number
     }
-    127
 }
 
 fn decode<T: DeserializeOwned>(plan: BorrowedFd<'_>) -> Result<T, Fault> {

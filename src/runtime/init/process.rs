@@ -1,17 +1,17 @@
 //! The last steps: working directory, terminal, limits, identity, report, start, seccomp, exec.
 
-use std::convert::Infallible;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use crate::base::container::ProcessUser;
 use crate::runtime::hooks::Hooks;
-use crate::runtime::plan::{Context, Fault, Plan, ProcessPlan, Report, Tuning};
+use crate::runtime::plan::{Context, Fault, Plan, ProcessPlan, Report, SeccompFilter, Tuning};
 use crate::sys::credentials::{self, CAP_SYS_ADMIN};
 use crate::sys::exec::Image;
 use crate::sys::file::{self, FileType, Make, Mode, OFlags, Uid};
 use crate::sys::pty::{self, Pty};
+use crate::sys::seccomp::{self, Call};
 use crate::sys::{fd, scheduling, signal, socket};
 
 use super::{Step, hooks, user};
@@ -133,24 +133,16 @@ impl Ending<'_> {
             return Ok(Abandoned);
         }
         signal::reset_all();
-        let confine = || -> Step {
-            if let Some(filter) = &plan.seccomp {
-                let count = filter.instructions.len();
-                credentials::set_seccomp(&filter.instructions, filter.flags).context(
-                    "seccomp",
-                    "seccomp",
-                    format_args!("{count} instructions, flags {:#x}", filter.flags),
-                )?;
-            }
-            last.as_ref().map_or(Ok(()), Capabilities::apply)
-        };
+        let candidates = candidates(plan)?;
+        let confine = |image: &Image, program: &CStr| confine(plan, last.as_ref(), image, program);
         if let Some(hooks) = self.hooks {
             // Each is confined as the program will be: this process could not clone any more once it is.
             hooks::before_exec(hooks, &confine)?;
         }
-        confine()?;
-        let never = search(plan, &image)?;
-        match never {}
+        if let Some(first) = candidates.first() {
+            confine(&image, first)?;
+        }
+        Err(execute(plan, &image, &candidates))
     }
 
     /// Arguments and environment, `HOME` added.
@@ -373,8 +365,41 @@ fn report_and_wait(
     Ok(received.bytes > 0)
 }
 
-/// Executes the program, looked for as execvp(3) does.
-fn search(plan: &ProcessPlan, image: &Image) -> Result<Infallible, Fault> {
+/// Installs the seccomp filter, with which nothing may go wrong unseen: what it certainly refuses of what is left to do is
+/// told before, while we can still tell and end. Memory is not asked for afterwards either, unless something fails.
+fn confine(plan: &ProcessPlan, last: Option<&Capabilities>, image: &Image, program: &CStr) -> Step {
+    if let Some(filter) = &plan.seccomp {
+        let mut calls = vec![(Call::Execve, image.call(program))];
+        if last.is_some() {
+            calls.extend([
+                (Call::Capset, [None; 6]),
+                (Call::Prctl, credentials::CLEAR_AMBIENT),
+            ]);
+        }
+        install(filter, &calls, "no program can be started with it")?;
+    }
+    last.map_or(Ok(()), Capabilities::apply)
+}
+
+/// Installs a filter that does not refuse any of `calls`; else `what` does not work.
+fn install(filter: &SeccompFilter, calls: &[(Call, seccomp::Arguments)], what: &str) -> Step {
+    for (call, arguments) in calls {
+        if let Some(refusal) = seccomp::refusal(&filter.instructions, *call, arguments) {
+            let name = call.name();
+            let told = format_args!("{name}(2) {refusal}: {what}; allow {name}").to_string();
+            return Err(Fault::check("seccomp", "the profile makes", told));
+        }
+    }
+    let count = filter.instructions.len();
+    seccomp::install(&filter.instructions, filter.flags).context(
+        "seccomp",
+        "seccomp",
+        format_args!("{count} instructions, flags {:#x}", filter.flags),
+    )
+}
+
+/// Where the program is looked for, as execvp(3) does; at least one.
+fn candidates(plan: &ProcessPlan) -> Result<Vec<CString>, Fault> {
     let Some(name) = plan.args.first().filter(|name| !name.is_empty()) else {
         return Err(Fault::check(
             "exec",
@@ -382,15 +407,10 @@ fn search(plan: &ProcessPlan, image: &Image) -> Result<Infallible, Fault> {
             "no command: the image has none either",
         ));
     };
-    let path = plan
-        .env
-        .iter()
-        .find_map(|entry| entry.strip_prefix(b"PATH="));
-    let path = path.unwrap_or(DEFAULT_PATH.as_bytes());
     let candidates: Vec<Vec<u8>> = if name.contains('/') {
         vec![name.clone().into_bytes()]
     } else {
-        let directories = path.split(|byte| *byte == b':');
+        let directories = search_path(plan).split(|byte| *byte == b':');
         directories
             .map(|directory| match directory {
                 b"" => [b"./", name.as_bytes()].concat(),
@@ -398,44 +418,45 @@ fn search(plan: &ProcessPlan, image: &Image) -> Result<Infallible, Fault> {
             })
             .collect()
     };
+    let candidates = candidates.into_iter().map(CString::new);
+    let nul = |_nul| Fault::check("exec", "strings", "a NUL byte");
+    candidates.collect::<Result<_, _>>().map_err(nul)
+}
+
+fn search_path(plan: &ProcessPlan) -> &[u8] {
+    let mut entries = plan.env.iter();
+    let path = entries.find_map(|entry| entry.strip_prefix(b"PATH="));
+    path.unwrap_or(DEFAULT_PATH.as_bytes())
+}
+
+/// Executes the first candidate that there is. Returns only on failure.
+fn execute(plan: &ProcessPlan, image: &Image, candidates: &[CString]) -> Fault {
     let mut worst = None;
     for candidate in candidates {
-        let Ok(candidate) = CString::new(candidate) else {
-            continue;
-        };
-        let error = image.execute(&candidate);
+        let error = image.execute(candidate);
         match error.raw_os_error() {
-            Some(ENOENT | ENOTDIR) if file::stat(&candidate).is_ok() => {
+            Some(ENOENT | ENOTDIR) if file::stat(candidate).is_ok() => {
                 // The file is there: its interpreter or loader is not.
                 let shown = candidate.to_string_lossy();
                 let what = format_args!("{shown:?} (its interpreter is missing)").to_string();
-                return Err(Fault::call("exec", "execve", what, &error));
+                return Fault::call("exec", "execve", what, &error);
             }
             Some(ENOENT | ENOTDIR) => {}
             Some(EACCES) => worst = Some(error),
             _ => {
                 let shown = candidate.to_string_lossy();
-                return Err(Fault::call(
-                    "exec",
-                    "execve",
-                    format_args!("{shown:?}"),
-                    &error,
-                ));
+                return Fault::call("exec", "execve", format_args!("{shown:?}"), &error);
             }
         }
     }
     let error = worst.unwrap_or_else(|| std::io::Error::from_raw_os_error(ENOENT));
+    let name = plan.args.first().map(String::as_str).unwrap_or_default();
     let place = if name.contains('/') {
         String::new()
     } else {
-        format!(" (in PATH {})", String::from_utf8_lossy(path))
+        format!(" (in PATH {})", String::from_utf8_lossy(search_path(plan)))
     };
-    Err(Fault::call(
-        "exec",
-        "execve",
-        format_args!("{name:?}{place}"),
-        &error,
-    ))
+    Fault::call("exec", "execve", format_args!("{name:?}{place}"), &error)
 }
 
 /// Pause: no report, no wait; the end of the control socket is its success.
@@ -451,11 +472,22 @@ pub(super) fn run_pause(
     let _none_left = become_user(&plan.process, &user)?;
     let _open_until_exec = control;
     signal::reset_all();
-    if let Some(filter) = &plan.process.seccomp {
-        credentials::set_seccomp(&filter.instructions, filter.flags)
-            .context("seccomp", "seccomp", "pause")?;
-    }
     let image = Image::new(vec![c"/pause".to_owned()], Vec::new());
+    if let Some(filter) = &plan.process.seccomp {
+        const WNOHANG: u64 = 1;
+        let wait = [Some(u64::MAX), Some(0), Some(WNOHANG), Some(0), None, None];
+        let calls = [
+            (Call::Execveat, image.call_of_descriptor(program)),
+            (Call::RtSigprocmask, [None; 6]),
+            (Call::RtSigtimedwait, [None; 6]),
+            (Call::Wait4, wait),
+        ];
+        install(
+            filter,
+            &calls,
+            "the pod's own process cannot do its work with it",
+        )?;
+    }
     let error = image.execute_descriptor(program);
     Err(Fault::call("exec", "execveat", "pause", &error))
 }

@@ -5,6 +5,7 @@ mod hooks;
 mod mounts;
 mod pods;
 mod processes;
+mod seccomp;
 mod userns;
 
 use std::fs;
@@ -470,7 +471,7 @@ fn older_kernels() {
             (0x06, 0, 0, missing),
             (0x06, 0, 0, 0x7fff_0000),
         ];
-        crate::sys::credentials::set_seccomp(&program, 0).unwrap();
+        crate::sys::seccomp::install(&program, 0).unwrap();
         let outcome = run_in(&NO_POD, &old);
         let text = outcome.text().lines();
         let text = text.filter(|line| !line.contains("Read-only") && !line.contains("/proc/sys"));

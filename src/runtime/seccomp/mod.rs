@@ -20,7 +20,7 @@ pub(crate) mod table;
 #[cfg(test)]
 mod differential;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::HashMap;
 use std::io;

@@ -71,6 +71,29 @@ pub(super) fn actions() -> Vec<String> {
     .to_vec()
 }
 
+/// For this machine, the filter of a profile that does `action` to the calls `names` where the conditions `args` (JSON) hold,
+/// and `default` to all else.
+pub(crate) fn filter(default: &str, action: &str, names: &[&str], args: &str) -> SeccompFilter {
+    let names = serde_json::to_string(names).unwrap();
+    let text = format!(
+        r#"{{"defaultAction":"SCMP_ACT_{default}","syscalls":[
+            {{"names":{names},"action":"SCMP_ACT_{action}","args":[{args}]}}]}}"#
+    );
+    let profile = Profile::parse("test", text.as_bytes()).unwrap();
+    let actions = actions();
+    let target = Target {
+        arch: if cfg!(target_arch = "x86_64") {
+            Arch::X86_64
+        } else {
+            Arch::Aarch64
+        },
+        capabilities: 0,
+        kernel: (6, 12),
+        actions: &actions,
+    };
+    compile(&profile, &target).unwrap().filter.clone()
+}
+
 fn target(arch: Arch, capabilities: &[&str], actions: &[String]) -> Compiled {
     let target = Target {
         arch,

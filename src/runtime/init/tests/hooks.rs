@@ -7,7 +7,7 @@ use crate::runtime::hooks::{self, Hooks, Stage};
 use crate::sys::process::become_subreaper;
 
 /// A hook of `sh`, that of the node or of the image.
-fn hook(point: HookPoint, script: &str) -> Hook {
+pub(super) fn hook(point: HookPoint, script: &str) -> Hook {
     Hook {
         point,
         path: "/bin/sh".to_owned(),
@@ -17,7 +17,7 @@ fn hook(point: HookPoint, script: &str) -> Hook {
     }
 }
 
-fn with_hooks(image: &Image, plan: &mut Plan, all: Vec<Hook>) {
+pub(super) fn with_hooks(image: &Image, plan: &mut Plan, all: Vec<Hook>) {
     let bundle = image.host("bundle");
     made(bundle.join("rootfs"));
     plan.hooks = Some(Box::new(Hooks {
