@@ -6,9 +6,14 @@
 //!       --image registry.k8s.io/lab/bench:1 [--rounds 30] [--parallel 10] [--pods 50] [--pull IMAGE]
 //! ```
 //!
-//! Rounds of the endpoints are interleaved, so that the noise of a shared machine meets all of them alike:
-//! compare the columns of one run, never two runs. After `@`: the names (`comm`) of the processes that the
-//! runtime runs; their PSS and CPU time are counted. A benchmark, not a test: it asserts nothing.
+//! Rounds of the endpoints are interleaved, every second one backwards, so that the noise of a shared machine meets all of
+//! them alike: compare the columns of one run, never two runs. The last columns are paired: what the first endpoint took of
+//! what another took in the same round, the median of that over all rounds (1.050: 5 % longer) and, in brackets, where that
+//! median lies with a probability of 95 %. If 1 is in there, the run has not told the two apart: more rounds do.
+//!
+//! After `@`: the names (`comm`) of the processes that the runtime runs; their PSS and CPU time are counted. Two builds of
+//! one runtime have the same names: `%/CGROUP` after them counts the daemon and what is in cgroups below that one.
+//! A benchmark, not a test: it asserts nothing.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -26,12 +31,15 @@ mod pods;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use figures::{Table, cpu_seconds, pss_kib};
+use figures::{Processes, Table, cpu_seconds, pss_kib};
 use pods::{Endpoint, Pod};
+
+/// What a table's figures are.
+const UNITS: &str = "milliseconds p50 (min..p90), ratios p50 (95 % of it)";
 
 /// What is asked for on the command line.
 struct Options {
-    endpoints: Vec<(String, String, Vec<String>)>,
+    endpoints: Vec<(String, String, Processes)>,
     image: String,
     rounds: u32,
     parallel: u32,
@@ -68,12 +76,20 @@ fn options() -> Result<Options, String> {
             "--endpoint" => {
                 let (name, rest) = value
                     .split_once('=')
-                    .ok_or("--endpoint NAME=SOCKET@COMM,...")?;
-                let (socket, names) = rest.split_once('@').unwrap_or((rest, ""));
-                let names = names.split(',').map(str::to_owned).collect();
+                    .ok_or("--endpoint NAME=SOCKET@COMM,...[%/CGROUP]")?;
+                let (socket, which) = rest.split_once('@').unwrap_or((rest, ""));
+                let (names, cgroup) = match which.split_once('%') {
+                    Some((names, cgroup)) => (names, Some(cgroup.to_owned())),
+                    None => (which, None),
+                };
+                let processes = Processes {
+                    names: names.split(',').map(str::to_owned).collect(),
+                    cgroup,
+                    daemon: None,
+                };
                 options
                     .endpoints
-                    .push((name.to_owned(), socket.to_owned(), names));
+                    .push((name.to_owned(), socket.to_owned(), processes));
             }
             "--image" => options.image = value,
             "--pull" => options.pull = Some(value),
@@ -109,27 +125,38 @@ async fn main() {
     }
 }
 
+/// The endpoints in this round's order.
+fn in_turn(endpoints: &[Endpoint], round: u32) -> Vec<&Endpoint> {
+    let mut all: Vec<_> = endpoints.iter().collect();
+    if !round.is_multiple_of(2) {
+        all.reverse();
+    }
+    all
+}
+
+fn names(endpoints: &[Endpoint]) -> Vec<&str> {
+    endpoints.iter().map(|one| &*one.name).collect()
+}
+
 /// One pod's life at a time.
 async fn serial(options: &Options, endpoints: &[Endpoint]) {
     let mut table = Table::default();
     for round in 0..options.rounds {
-        for endpoint in endpoints {
+        for endpoint in in_turn(endpoints, round) {
             let mut pod = Pod::new(endpoint, &options.image, round, options.host_network);
-            pod.live(&mut |step, took| table.add(step, &endpoint.name, took))
+            pod.live(&mut |step, took| table.add(step, &endpoint.name, round, took))
                 .await;
         }
     }
-    table.print(&format!(
-        "serial, {} rounds: milliseconds p50 (min..p90)",
-        options.rounds
-    ));
+    let title = format!("serial, {} rounds: {UNITS}", options.rounds);
+    table.print(&title, &names(endpoints));
 }
 
 /// Several pods at once.
 async fn parallel(options: &Options, endpoints: &[Endpoint]) {
     let mut table = Table::default();
     for round in 0..options.rounds.div_ceil(5) {
-        for endpoint in endpoints {
+        for endpoint in in_turn(endpoints, round) {
             let began = Instant::now();
             let mut tasks = tokio::task::JoinSet::new();
             for one in 0..options.parallel {
@@ -147,25 +174,23 @@ async fn parallel(options: &Options, endpoints: &[Endpoint]) {
             }
             while let Some(steps) = tasks.join_next().await {
                 for (step, took) in steps.expect("a pod of the benchmark") {
-                    table.add(step, &endpoint.name, took);
+                    table.add(step, &endpoint.name, round, took);
                 }
             }
-            table.add("all up and down", &endpoint.name, began.elapsed());
+            table.add("all up and down", &endpoint.name, round, began.elapsed());
         }
     }
-    table.print(&format!(
-        "{} pods at a time: milliseconds p50 (min..p90)",
-        options.parallel
-    ));
+    let title = format!("{} pods at a time: {UNITS}", options.parallel);
+    table.print(&title, &names(endpoints));
 }
 
-/// Many pods: memory for each, idle CPU, lists.
+/// Many pods on each endpoint: memory for each, idle CPU; then lists, with all of them running.
 async fn density(options: &Options, endpoints: &[Endpoint]) {
     println!("\n{} pods", options.pods);
+    let (mut running, mut of_first) = (vec![], None);
     for endpoint in endpoints {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let before = pss_kib(&endpoint.processes);
-        let mut pods = vec![];
         for number in 0..options.pods {
             let mut pod = Pod::new(
                 endpoint,
@@ -174,7 +199,7 @@ async fn density(options: &Options, endpoints: &[Endpoint]) {
                 options.host_network,
             );
             pod.up(&mut |_, _| {}).await;
-            pods.push(pod);
+            running.push(pod);
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
         let after = pss_kib(&endpoint.processes);
@@ -188,39 +213,49 @@ async fn density(options: &Options, endpoints: &[Endpoint]) {
             "  {}: PSS idle {before:?} KiB, with pods {after:?} KiB",
             endpoint.name
         );
-        println!(
-            "  {}: {each:.0} KiB of PSS per pod, idle CPU {idle:.2} ms/s",
+        print!(
+            "  {}: {each:.1} KiB of PSS per pod, idle CPU {idle:.2} ms/s",
             endpoint.name
         );
-        let mut table = Table::default();
-        for _ in 0..30 {
+        match of_first {
+            None => of_first = Some((&endpoint.name, each)),
+            Some((first, of_first)) => print!(
+                "; {first} / {}: {:.3} of PSS per pod",
+                endpoint.name,
+                of_first / each
+            ),
+        }
+        println!();
+    }
+    let mut table = Table::default();
+    for round in 0..30 {
+        for endpoint in in_turn(endpoints, round) {
             endpoint
-                .lists(&mut |step, took| table.add(step, &endpoint.name, took))
+                .lists(&mut |step, took| table.add(step, &endpoint.name, round, took))
                 .await;
         }
-        table.print(&format!(
-            "{} pods: milliseconds p50 (min..p90)",
-            options.pods
-        ));
-        for mut pod in pods {
-            pod.down(&mut |_, _| {}).await;
-        }
+    }
+    let title = format!("{} pods: {UNITS}", options.pods);
+    table.print(&title, &names(endpoints));
+    for mut pod in running {
+        pod.down(&mut |_, _| {}).await;
     }
 }
 
 /// An image, removed before each pull.
 async fn pulls(options: &Options, endpoints: &[Endpoint], image: &str) {
     let mut table = Table::default();
-    for _ in 0..options.rounds.div_ceil(6) {
-        for endpoint in endpoints {
+    for round in 0..options.rounds.div_ceil(6) {
+        for endpoint in in_turn(endpoints, round) {
             endpoint.remove_image(image).await;
             let began = Instant::now();
             endpoint.pull(image).await;
-            table.add("PullImage", &endpoint.name, began.elapsed());
+            table.add("PullImage", &endpoint.name, round, began.elapsed());
         }
     }
     for endpoint in endpoints {
         endpoint.remove_image(image).await;
     }
-    table.print(&format!("pull of {image}: milliseconds p50 (min..p90)"));
+    let title = format!("pull of {image}: {UNITS}");
+    table.print(&title, &names(endpoints));
 }

@@ -16,13 +16,15 @@ use k8s_cri::v1::{
 };
 use tonic::transport::{Channel, Uri};
 
+use crate::figures::Processes;
+
 /// A runtime under measurement.
 #[derive(Clone)]
 pub(crate) struct Endpoint {
     /// Name in the tables.
     pub(crate) name: String,
-    /// Names of its processes.
-    pub(crate) processes: Vec<String>,
+    /// Its processes.
+    pub(crate) processes: Processes,
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
 }
@@ -44,8 +46,13 @@ macro_rules! timed {
 
 impl Endpoint {
     /// Connects to a unix socket.
-    pub(crate) async fn connect(name: &str, socket: &str, processes: Vec<String>) -> Self {
+    pub(crate) async fn connect(name: &str, socket: &str, mut processes: Processes) -> Self {
         let path = PathBuf::from(socket.trim_start_matches("unix://"));
+        processes.daemon = tokio::net::UnixStream::connect(&path)
+            .await
+            .and_then(|stream| stream.peer_cred())
+            .unwrap_or_else(|error| panic!("{name}: {socket}: {error}"))
+            .pid();
         let connector = tower::service_fn(move |_: Uri| {
             let path = path.clone();
             async move {

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -144,15 +145,40 @@ class Runtime:
         return self.kill(signal.SIGTERM) if self.alive() else self.process.poll()
 
 
+def berth_program(path):
+    """The program berth of a build, given itself or by its directory, or the end of the test; its monitor lies beside it."""
+    path = os.path.realpath(path)
+    program = os.path.join(path, "berth") if os.path.isdir(path) else path
+    for one in (program, os.path.join(os.path.dirname(program), "berth-monitor")):
+        if not os.access(one, os.X_OK) or not os.path.isfile(one):
+            sys.exit(f"missing tool: {os.path.basename(one)} ({one}); hack/build builds it")
+    return program
+
+
 class Berth(Runtime):
+    """`build`: the program of another build than this tree's (or that of `BERTH`). `number`: among those of one test, for their networks."""
+
     name = "berth"
     state_files_allowed = r"\.lock$|/lock$"
 
+    def __init__(self, work, certs, factor=1.0, build=None, number=0):
+        super().__init__(work, certs, factor)
+        self.build, self.number = build, number
+
+    def _known(self, program, config):
+        """The keys that this build knows: another one may be older or newer than the tests."""
+        if self.build is None:
+            return config
+        default = subprocess.run([program, "config", "default"], stdout=subprocess.PIPE, check=True).stdout.decode()
+        known = set(re.findall(r"^#?\s*(\w+) = ", default, re.M))
+        return {key: value for key, value in config.items() if key in known}
+
     def command(self):
-        program = os.environ.get("BERTH") or os.path.join(REPO, "target", "release", "berth")
+        program = self.build or os.environ.get("BERTH") or os.path.join(REPO, "target", "release", "berth")
         if not os.access(program, os.X_OK):
             sys.exit(f"missing tool: berth ({program}); hack/build builds it")
-        number = os.getpid() % 250
+        number = (os.getpid() + self.number) % 250
+        bridge = f"bt{os.getpid()}" + (f"x{self.number}" if self.number else "")
         config = {
             "socket": self.socket, "root": self.root, "state": self.state,
             "registry_config_path": self.certs, "nri_socket": os.path.join(self.work, "nri.sock"),
@@ -160,13 +186,13 @@ class Berth(Runtime):
             "nri_plugin_config_dir": os.path.join(self.work, "nri-conf"),
             "cdi_spec_dirs": os.path.join(self.work, "cdi"), "hooks_dir": os.path.join(self.work, "hooks.d"),
             "blockio_config_file": os.path.join(self.work, "blockio.yaml"),
-            "cgroup_root": self.cgroup_root, "network": "bridge", "bridge": f"bt{os.getpid()}",
+            "cgroup_root": self.cgroup_root, "network": "bridge", "bridge": bridge,
             "ipv4_pool": f"10.85.{number}.0/24", "ipv6_pool": f"fd85:0:0:{number:x}::/64",
             "log_level": os.environ.get("BERTH_LOG", "debug"), **self.extra,
         }
         path = os.path.join(self.work, "berth.toml")
         with open(path, "w") as f:
-            f.writelines(f"{key} = {json.dumps(value)}\n" for key, value in config.items())
+            f.writelines(f"{key} = {json.dumps(value)}\n" for key, value in self._known(program, config).items())
             for name, keys in self.handlers.items():
                 keys = keys if isinstance(keys, dict) else {"path": keys}
                 f.write(f"[runtimes.{name}]\n" + "".join(f"{key} = {toml(value)}\n" for key, value in keys.items()))
