@@ -19,7 +19,8 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::images::apply_meta::{
-    Fault, Outcome, mode_of, os, owner_of, set_opaque, set_owner_mode, set_xattrs, timestamps,
+    Fault, Outcome, explain, mode_of, os, owner_of, set_opaque, set_owner_mode, set_xattrs,
+    timestamps,
 };
 use crate::images::error::ImageError;
 use crate::images::tar::{Entry, EntryKind, TarError, TarReader};
@@ -110,30 +111,6 @@ pub(crate) fn apply<R: BufRead>(
     applier.finish().map_err(|fault| explain(what, None, fault))
 }
 
-fn explain(what: &str, path: Option<&[u8]>, fault: Fault) -> ImageError {
-    let place = match path {
-        Some(path) => format!("{what}: entry {:?}", String::from_utf8_lossy(path)),
-        None => what.to_owned(),
-    };
-    match fault {
-        Fault::Refused(reason) => ImageError::archive(place, reason),
-        // What only a hostile or broken name can cause.
-        Fault::Os(operation, errno @ (Errno::NAMETOOLONG | Errno::MLINK | Errno::LOOP)) => {
-            ImageError::archive(place, format!("{operation}: {errno}"))
-        }
-        Fault::Os(operation, errno) => ImageError::io(operation, place, errno),
-        Fault::Tar(TarError::Read(error)) => match error.kind() {
-            std::io::ErrorKind::InvalidData
-            | std::io::ErrorKind::InvalidInput
-            | std::io::ErrorKind::UnexpectedEof => {
-                ImageError::archive(place, format!("cannot be decompressed: {error}"))
-            }
-            _ => ImageError::io("read", place, error),
-        },
-        Fault::Tar(error) => ImageError::archive(place, error.to_string()),
-    }
-}
-
 /// Components of a path of the archive, checked.
 fn components(path: &[u8]) -> Outcome<Vec<&[u8]>> {
     let parts: Vec<_> = path
@@ -176,8 +153,8 @@ impl Applier {
             };
         };
         if entry.kind == EntryKind::Directory && !name.starts_with(WHITEOUT) {
-            parents.push(name);
             self.enter(&parents)?;
+            self.own_directory(name)?;
             let path = self.here().path.clone();
             return self.describe_directory(&path, entry);
         }
@@ -282,6 +259,25 @@ impl Applier {
                 "a path through something that is no directory",
             )),
         }
+    }
+
+    /// Enters the directory that an entry describes. What else has its name gives way, as for every kind of entry: of a link,
+    /// what it leads to is not what the entry is about. A whiteout is for the step to replace.
+    fn own_directory(&mut self, name: &[u8]) -> Outcome<()> {
+        let gives_way = match rustix::fs::statat(self.dir(), name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => false,
+                FileType::CharacterDevice => stat.st_rdev != 0,
+                _ => true,
+            },
+            Err(Errno::NOENT) => false,
+            Err(errno) => return Err(Fault::Os("stat", errno)),
+        };
+        if gives_way {
+            rustix::fs::unlinkat(self.dir(), name, AtFlags::empty()).map_err(os("unlink"))?;
+            self.applied.inodes = self.applied.inodes.saturating_sub(1);
+        }
+        self.step(name.to_vec(), &mut vec![], &mut 0)
     }
 
     /// Makes a directory that was not there, as implied, and enters it.

@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{Gid, Mode, RawMode, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use crate::images::error::ImageError;
 use crate::images::tar::{Entry, TarError};
 
 const OPAQUE: &str = "trusted.overlay.opaque";
@@ -17,6 +18,31 @@ pub(crate) enum Fault {
     Os(&'static str, Errno),
     /// The archive is malformed.
     Tar(TarError),
+}
+
+/// The error of a fault in a layer, which `what` names, at an entry.
+pub(crate) fn explain(what: &str, path: Option<&[u8]>, fault: Fault) -> ImageError {
+    let place = match path {
+        Some(path) => format!("{what}: entry {:?}", String::from_utf8_lossy(path)),
+        None => what.to_owned(),
+    };
+    match fault {
+        Fault::Refused(reason) => ImageError::archive(place, reason),
+        // What only a hostile or broken name can cause.
+        Fault::Os(operation, errno @ (Errno::NAMETOOLONG | Errno::MLINK | Errno::LOOP)) => {
+            ImageError::archive(place, format!("{operation}: {errno}"))
+        }
+        Fault::Os(operation, errno) => ImageError::io(operation, place, errno),
+        Fault::Tar(TarError::Read(error)) => match error.kind() {
+            std::io::ErrorKind::InvalidData
+            | std::io::ErrorKind::InvalidInput
+            | std::io::ErrorKind::UnexpectedEof => {
+                ImageError::archive(place, format!("cannot be decompressed: {error}"))
+            }
+            _ => ImageError::io("read", place, error),
+        },
+        Fault::Tar(error) => ImageError::archive(place, error.to_string()),
+    }
 }
 
 /// What a step of applying comes to.

@@ -2,6 +2,7 @@
 //! comparison with what tar(1) makes of the same bytes.
 
 mod files;
+mod links;
 
 use std::collections::BTreeMap;
 use std::fs;

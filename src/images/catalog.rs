@@ -18,7 +18,7 @@ use crate::images::digest::Digest;
 use crate::images::error::ImageError;
 use crate::images::layers::{Layers, Lease};
 use crate::images::reference::Reference;
-use crate::store::{Durability, Records, write_atomic};
+use crate::store::{self, CLOSED, Durability, Records, write_atomic};
 
 const FORMAT: u32 = 1;
 /// Fewer digits are no id.
@@ -116,7 +116,7 @@ impl Catalog {
         pinned: Vec<String>,
     ) -> Result<Self, ImageError> {
         let blobs = root.join("images/blob");
-        std::fs::create_dir_all(&blobs).map_err(|error| ImageError::io("create", &blobs, error))?;
+        store::directory(&blobs, CLOSED)?;
         let records = Records::open(root.join("images/image"), FORMAT)?;
         let loaded = records.load_all()?;
         for (path, why) in &loaded.corrupt {

@@ -28,7 +28,7 @@ use crate::images::digest::Digest;
 use crate::images::error::ImageError;
 use crate::images::mend::{self, Look, Looks};
 use crate::images::tree;
-use crate::store::{Durability, Records};
+use crate::store::{self, CLOSED, Durability, Records};
 
 const FORMAT: u32 = 1;
 
@@ -100,8 +100,11 @@ impl Layers {
     /// [`ImageError::Io`], [`ImageError::Store`].
     pub(crate) fn open(root: &Path, boot: &str) -> Result<Self, ImageError> {
         let directory = root.join("layers");
-        fs::create_dir_all(directory.join("0"))
-            .map_err(|error| ImageError::io("create", &directory, error))?;
+        for closed in [&directory, &root.join("images")] {
+            store::directory(closed, CLOSED)?;
+        }
+        // A layer's own mode is what a container or a volume has as its top's.
+        store::directory(&directory.join("0"), 0o755)?;
         let records: Records<LayerRecord> = Records::open(root.join("images/layer"), FORMAT)?;
         let mut state = State {
             layers: BTreeMap::new(),

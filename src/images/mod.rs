@@ -52,6 +52,7 @@ use crate::images::obtain::Underway;
 use crate::images::platform::Wanted;
 use crate::images::pull::Flights;
 use crate::images::registry::auth::Tokens;
+use crate::store::{self, CLOSED};
 
 /// How images are got and kept.
 #[derive(Clone, Debug)]
@@ -112,7 +113,7 @@ impl ImageStore {
     /// [`ImageError::Io`], [`ImageError::Store`].
     pub(crate) fn open(config: ImagesConfig, tasks: Tasks) -> Result<Self, ImageError> {
         let root = &config.root;
-        std::fs::create_dir_all(root).map_err(|error| ImageError::io("create", root, error))?;
+        store::directory(root, CLOSED)?;
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .map_err(|error| ImageError::io("read", "/proc/sys/kernel/random/boot_id", error))?;
         let layers = Layers::open(root, boot.trim())?;
