@@ -250,9 +250,8 @@ impl Monitor<'_> {
         let plan = descriptors.into_iter().next();
         let plan = plan.ok_or_else(|| check("no plan came"))?;
         let max_line = usize::try_from(new.stdio.max_line).unwrap_or_default();
-        let path = new.stdio.log_path.display().to_string();
         let log = LogFile::open(new.stdio.log_path, max_line)
-            .map_err(|error| fault("open log", &path, &error))?;
+            .map_err(|refused| refused.fault("open log"))?;
         let null = null()?;
         let [mut stdin, mut stdout, mut stderr] = [const { None }; 3];
         let (mut outputs, mut input) = (Vec::new(), None);

@@ -339,7 +339,7 @@ impl Container {
         }
         self.log
             .reopen()
-            .map_err(|error| fault("open", "log", &error))
+            .map_err(|refused| refused.fault("open log"))
     }
 
     /// Copies of the output from now on go to the first of these (stdout, stderr; one of a terminal), the news of being

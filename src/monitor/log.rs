@@ -11,15 +11,17 @@
 //! Rotation (kubelet renames the file, then asks for it to be opened again): whole lines only are ever in a
 //! file. Where a write stopped in the middle of a line, that piece is taken back before the new file is used.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::base::clock::Timestamp;
 
+mod place;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use place::Refused;
 
 /// Largest number of bytes in one line of a log, text only; also the size of one read.
 pub(crate) const MAX_LINE: usize = 16 * 1024;
@@ -30,7 +32,6 @@ const PREFIX: usize = STAMP + 10;
 const STAMP: usize = 30;
 /// Most lines are not longer.
 const SHORT: usize = 128;
-const MODE: u32 = 0o640;
 
 /// Which output a line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,18 +79,12 @@ impl LogFile {
     /// path: whatever is written is dropped. `max_line` 0 or above [`MAX_LINE`] means [`MAX_LINE`].
     ///
     /// # Errors
-    /// What open(2) or mkdir(2) say; `ELOOP` for a symbolic link, `ENXIO` for a pipe that nobody reads.
-    pub(crate) fn open(path: PathBuf, max_line: usize) -> io::Result<Self> {
+    /// [`Refused`]: a link on the way, something that is no file, or what the kernel says.
+    pub(crate) fn open(path: PathBuf, max_line: usize) -> Result<Self, Refused> {
         let file = if path.as_os_str().is_empty() {
             None
         } else {
-            if let Some(parent) = path.parent() {
-                DirBuilder::new()
-                    .recursive(true)
-                    .mode(0o755)
-                    .create(parent)?;
-            }
-            Some(open_append(&path)?)
+            Some(place::open(&path, true)?)
         };
         let max_line = if (1..=MAX_LINE).contains(&max_line) {
             max_line
@@ -115,11 +110,11 @@ impl LogFile {
     ///
     /// # Errors
     /// As [`LogFile::open`].
-    pub(crate) fn reopen(&mut self) -> io::Result<()> {
+    pub(crate) fn reopen(&mut self) -> Result<(), Refused> {
         let Some(old) = &self.file else {
             return Ok(());
         };
-        let new = open_append(&self.path)?;
+        let new = place::open(&self.path, false)?;
         if self.held_written > 0 && take_back(old, self.held_written).is_ok() {
             self.held_written = 0;
         }
@@ -267,16 +262,6 @@ fn write_most(mut file: &File, bytes: &[u8]) -> usize {
         }
     }
     done
-}
-
-fn open_append(path: &Path) -> io::Result<File> {
-    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(MODE)
-        .custom_flags(i32::try_from(flags.bits()).unwrap_or_default())
-        .open(path)
 }
 
 /// Cuts the last `count` bytes off a file that only we write to.

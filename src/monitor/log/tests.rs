@@ -1,8 +1,8 @@
 //! Cases of the log: exact text, properties, a full disk, rotation.
 
 use std::fs;
-use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
 use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
@@ -124,20 +124,24 @@ proptest! {
     }
 }
 
-/// A tmpfs of so many bytes that is mounted nowhere; the path leads into it while the descriptor lives.
-fn small_disk(bytes: usize) -> (std::os::fd::OwnedFd, PathBuf) {
-    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
-    let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
-    rustix::mount::fsconfig_set_string(&context, "size", bytes.to_string()).unwrap();
-    rustix::mount::fsconfig_create(&context).unwrap();
-    let mount = rustix::mount::fsmount(
-        &context,
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::empty(),
-    )
-    .unwrap();
-    let path = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
-    (mount, path)
+/// Calls `work` with a directory, in a mount namespace of its own: small disks can be put on it.
+fn with_disks(work: impl FnOnce(&Path) + Send) {
+    let dir = tempfile::tempdir().unwrap();
+    std::thread::scope(|scope| {
+        let body = || {
+            crate::sys::ns::unshare(crate::sys::ns::flag::MOUNT).unwrap();
+            crate::sys::mount::make_all_private().unwrap();
+            work(dir.path());
+        };
+        scope.spawn(body).join().unwrap();
+    });
+}
+
+/// A tmpfs of so many bytes.
+fn small_disk(at: &Path, bytes: usize) {
+    let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("tmpfs", at, "tmpfs", flags, options.as_c_str()).unwrap();
 }
 
 /// Lines of numbers until the log is blocked; returns what was given.
@@ -159,47 +163,45 @@ fn fill(log: &mut LogFile, out: &mut Pending, batch: &mut [u8]) -> Vec<u8> {
 
 #[test]
 fn a_full_disk_loses_nothing() {
-    let (_mount, disk) = small_disk(64 * 1024);
-    fs::File::create(disk.join("ballast"))
-        .unwrap()
-        .set_len(0)
-        .unwrap();
-    let ballast = fs::File::options()
-        .append(true)
-        .open(disk.join("ballast"))
-        .unwrap();
-    (&ballast).write_all(&[0; 20_000]).unwrap();
-    let (mut out, mut batch) = (Pending::default(), scratch());
-    let mut log = LogFile::open(disk.join("log"), 0).unwrap();
-    let given = fill(&mut log, &mut out, &mut batch);
-    log.retry(&mut [(Source::Stdout, &mut out)], &mut batch, NOW);
-    assert!(log.is_blocked());
-    ballast.set_len(0).unwrap();
-    log.retry(&mut [(Source::Stdout, &mut out)], &mut batch, NOW);
-    assert!(!log.is_blocked() && out.is_empty());
-    let written = fs::read(disk.join("log")).unwrap();
-    assert_eq!(reassemble(&written, "stdout", MAX_LINE), given);
+    with_disks(|disk| {
+        small_disk(disk, 64 * 1024);
+        let ballast = fs::File::options()
+            .append(true)
+            .create(true)
+            .open(disk.join("ballast"))
+            .unwrap();
+        (&ballast).write_all(&[0; 20_000]).unwrap();
+        let (mut out, mut batch) = (Pending::default(), scratch());
+        let mut log = LogFile::open(disk.join("log"), 0).unwrap();
+        let given = fill(&mut log, &mut out, &mut batch);
+        log.retry(&mut [(Source::Stdout, &mut out)], &mut batch, NOW);
+        assert!(log.is_blocked());
+        ballast.set_len(0).unwrap();
+        log.retry(&mut [(Source::Stdout, &mut out)], &mut batch, NOW);
+        assert!(!log.is_blocked() && out.is_empty());
+        let written = fs::read(disk.join("log")).unwrap();
+        assert_eq!(reassemble(&written, "stdout", MAX_LINE), given);
+    });
 }
 
 #[test]
 fn rotation_on_a_full_disk_keeps_lines_whole() {
-    let (_mount, disk) = small_disk(16 * 1024);
-    let dir = tempfile::tempdir().unwrap();
-    let link = dir.path().join("logs");
-    std::os::unix::fs::symlink(&disk, &link).unwrap();
-    let (mut out, mut batch) = (Pending::default(), scratch());
-    let mut log = LogFile::open(link.join("log"), 0).unwrap();
-    let given = fill(&mut log, &mut out, &mut batch);
-    let (_second, roomy) = small_disk(1 << 20);
-    fs::remove_file(&link).unwrap();
-    std::os::unix::fs::symlink(&roomy, &link).unwrap();
-    log.reopen().unwrap();
-    log.retry(&mut [(Source::Stdout, &mut out)], &mut batch, NOW);
-    assert!(!log.is_blocked());
-    let mut written = fs::read(disk.join("log")).unwrap();
-    assert!(written.ends_with(b"\n"));
-    written.extend(fs::read(roomy.join("log")).unwrap());
-    assert_eq!(reassemble(&written, "stdout", MAX_LINE), given);
+    with_disks(|disk| {
+        small_disk(disk, 16 * 1024);
+        let (mut out, mut batch) = (Pending::default(), scratch());
+        let mut log = LogFile::open(disk.join("log"), 0).unwrap();
+        let given = fill(&mut log, &mut out, &mut batch);
+        let mut old = fs::File::open(disk.join("log")).unwrap();
+        small_disk(disk, 1 << 20);
+        log.reopen().unwrap();
+        log.retry(&mut [(Source::Stdout, &mut out)], &mut batch, NOW);
+        assert!(!log.is_blocked());
+        let mut written = vec![];
+        io::Read::read_to_end(&mut old, &mut written).unwrap();
+        assert!(written.ends_with(b"\n"));
+        written.extend(fs::read(disk.join("log")).unwrap());
+        assert_eq!(reassemble(&written, "stdout", MAX_LINE), given);
+    });
 }
 
 #[test]
@@ -242,9 +244,98 @@ fn reopening_makes_a_removed_file_again_and_errors_keep_the_old() {
     log.write(Source::Stdout, &mut out, b"b\n", &mut batch, NOW);
     let written = fs::read(dir.path().join("moved/0.log")).unwrap();
     assert_eq!(reassemble(&written, "stdout", MAX_LINE), b"a\nb\n");
-    let link = dir.path().join("link");
-    std::os::unix::fs::symlink("/dev/null", &link).unwrap();
-    LogFile::open(link, 0).unwrap_err();
+}
+
+/// What a container with a directory above the log can put there; where it leads nothing may appear, and nothing is written.
+#[test]
+fn nothing_that_a_container_can_make_is_followed() {
+    use std::os::unix::fs::symlink;
+
+    let dir = tempfile::tempdir().unwrap();
+    let (logs, outside) = (dir.path().join("logs"), dir.path().join("outside"));
+    fs::create_dir_all(outside.join("pod/container")).unwrap();
+    fs::File::create(outside.join("0.log")).unwrap();
+    let path = logs.join("pod/container/0.log");
+    for (place, target) in [
+        ("", "outside"),
+        ("pod", "../outside/pod"),
+        ("pod/container", "../../outside/pod/container"),
+        ("pod/container", "gone"),
+        ("pod/container/0.log", "../../../outside/0.log"),
+        ("pod/container/0.log", "/dev/null"),
+        ("pod/container/0.log", "gone"),
+    ] {
+        let mut log = LogFile::open(path.clone(), 0).unwrap();
+        let (at, aside) = (logs.join(place), dir.path().join("aside"));
+        let at = at.components().collect::<PathBuf>();
+        fs::rename(&at, &aside).unwrap();
+        symlink(target, &at).unwrap();
+        for refused in [LogFile::open(path.clone(), 0).map(drop), log.reopen()] {
+            let refused = refused.unwrap_err();
+            let link = matches!(&refused, Refused::Link(named) if *named == at);
+            assert!(link, "{place}: {refused:?}");
+            let fault = refused.fault("open log").to_string();
+            assert!(fault.contains(&*at.to_string_lossy()), "{fault}");
+        }
+        // The old file stays in use.
+        let (mut out, mut batch) = (Pending::default(), scratch());
+        log.write(Source::Stdout, &mut out, b"a\n", &mut batch, NOW);
+        fs::remove_file(&at).unwrap();
+        fs::rename(&aside, &at).unwrap();
+        assert!(fs::read(&path).unwrap().ends_with(b"stdout F a\n"));
+    }
+    assert_eq!(fs::read(outside.join("0.log")).unwrap(), b"");
+    assert_eq!(
+        fs::read_dir(outside.join("pod/container")).unwrap().count(),
+        0
+    );
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 2);
+    // Not even opened: what a device does then is not ours to start.
+    fs::remove_file(&path).unwrap();
+    let null = rustix::fs::makedev(1, 3);
+    for kind in ["device", "pipe", "directory", "socket"] {
+        match kind {
+            "device" => rustix::fs::mknodat(
+                rustix::fs::CWD,
+                &path,
+                rustix::fs::FileType::CharacterDevice,
+                0o666.into(),
+                null,
+            )
+            .unwrap(),
+            "pipe" => rustix::fs::mkfifoat(rustix::fs::CWD, &path, 0o666.into()).unwrap(),
+            "directory" => fs::create_dir(&path).unwrap(),
+            _ => drop(std::os::unix::net::UnixListener::bind(&path).unwrap()),
+        }
+        let refused = LogFile::open(path.clone(), 0).unwrap_err();
+        assert!(matches!(refused, Refused::NoFile(_)), "{kind}: {refused:?}");
+        let _gone = fs::remove_file(&path).or_else(|_| fs::remove_dir(&path));
+    }
+    for bad in ["relative/0.log", "/", "/tmp/../etc/log"] {
+        let refused = LogFile::open(bad.into(), 0).unwrap_err();
+        assert!(matches!(refused, Refused::NoPath(_)), "{bad}: {refused:?}");
+    }
+}
+
+/// Nodes have `/var/log` on another disk.
+#[test]
+fn links_of_the_node_are_followed() {
+    use std::os::unix::fs::symlink;
+
+    with_disks(|disk| {
+        small_disk(disk, 1 << 20);
+        let data = disk.join("data");
+        fs::create_dir(&data).unwrap();
+        small_disk(Path::new("/var"), 1 << 20);
+        symlink(&data, "/var/log").unwrap();
+        drop(LogFile::open("/var/log/pods/a/0.log".into(), 0).unwrap());
+        assert!(data.join("pods/a/0.log").is_file());
+        symlink("a", data.join("pods/b")).unwrap();
+        let refused = LogFile::open("/var/log/pods/b/0.log".into(), 0).unwrap_err();
+        assert!(matches!(refused, Refused::Link(_)), "{refused:?}");
+        drop(LogFile::open("/var/0.log".into(), 0).unwrap());
+        assert!(Path::new("/var/0.log").is_file());
+    });
 }
 
 #[test]
