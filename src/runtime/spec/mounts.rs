@@ -1,7 +1,8 @@
 //! Mounts of a container: the runtime's own, the pod's files, CRI's volumes, the image's volumes.
 //!
 //! The order is by depth of the target (a stable sort), so that nothing is hidden by a mount above it. A
-//! CRI mount replaces the runtime's own mount at the same path; one at `/dev` replaces all below `/dev` too.
+//! CRI mount replaces the runtime's own mount at the same path. Over one at `/dev` lie the pod's own `shm`, `mqueue` and `pts`
+//! where it has these directories: those of the node are other pods' too, and its administrators' terminals.
 
 use std::path::{Path, PathBuf};
 
@@ -78,8 +79,14 @@ pub(crate) fn of_container(input: &ContainerInput<'_>, host: &HostFacts) -> Resu
         given.push(volume(input, index, mount, host)?);
     }
     let own_dev = given.iter().all(|mount| mount.target != "/dev");
+    let has_place = |target: &str| {
+        let name = target.strip_prefix("/dev/");
+        own_dev || name.is_none_or(|name| input.prepared.below_dev.contains(&name))
+    };
     let replaced = |target: &str| {
-        given.iter().any(|mount| mount.target == target) || (!own_dev && is_below(target, "/dev"))
+        given.iter().any(|mount| {
+            mount.target == target || (is_shared(&mount.source) && is_below(target, &mount.target))
+        }) || !has_place(target)
     };
     let mut mounts: Vec<MountPlan> = own(input, host)
         .into_iter()
@@ -95,6 +102,12 @@ pub(crate) fn of_container(input: &ContainerInput<'_>, host: &HostFacts) -> Resu
         declared_volumes,
         own_dev,
     })
+}
+
+/// What is mounted below would be mounted on the node, too.
+fn is_shared(source: &MountSource) -> bool {
+    let shared = MountPropagation::Shared;
+    matches!(source, MountSource::Bind { propagation, .. } if *propagation == shared)
 }
 
 fn propagation_of_root(mounts: &[Mount]) -> MountPropagation {

@@ -21,6 +21,8 @@ use crate::runtime::spec::mounts::{self, clean};
 
 /// Names below `/dev` that are never given to a privileged container: they belong to its own `/dev`.
 const NOT_DEVICES: [&str; 7] = ["console", "fd", "mqueue", "ptmx", "pts", "shm", ".udev"];
+/// What a container has of its own below `/dev`, beside devices.
+const OWN_BELOW_DEV: [&str; 3] = ["mqueue", "pts", "shm"];
 /// Most devices below one directory.
 const MAX_DEVICES: usize = 4096;
 
@@ -37,6 +39,8 @@ pub(crate) struct Prepared {
     pub(crate) without_host_devices: bool,
     /// SELinux labels; empty ones where SELinux is not in use.
     pub(crate) labels: SelinuxLabels,
+    /// Directories that the volume at `/dev`, if there is one, has for mounts of the container's own: nothing is made in it.
+    pub(crate) below_dev: Vec<&'static str>,
     /// What the handler's base spec says beside CRI.
     pub(crate) base: Base,
 }
@@ -75,8 +79,20 @@ pub(crate) fn container(
         apparmor_default,
         without_host_devices,
         labels: SelinuxLabels::default(),
+        below_dev: below_dev(&config.mounts),
         base: base(config, handler)?,
     })
+}
+
+fn below_dev(mounts: &[Mount]) -> Vec<&'static str> {
+    let mut on_dev = mounts.iter().rev();
+    let volume = on_dev.find(|mount| clean(&mount.container_path) == "/dev");
+    let Some(volume) = volume.filter(|volume| volume.image.is_none()) else {
+        return vec![];
+    };
+    let mut names = OWN_BELOW_DEV.to_vec();
+    names.retain(|name| Path::new(&volume.host_path).join(name).is_dir());
+    names
 }
 
 fn base(config: &ContainerConfig, handler: &Handler) -> Result<Base> {

@@ -90,12 +90,47 @@ fn a_volume_wins_over_the_runtimes_own_mount() {
 
 #[test]
 fn a_volume_at_dev_brings_its_own_devices() {
-    let world = World::with(|world| world.config.mounts = vec![volume("/dev", "/dev")]);
+    let below = |world: &World| -> Vec<String> {
+        let built = world.build().unwrap();
+        // No node may be made: that would be the node's own /dev.
+        assert!(built.plan.devices.is_empty());
+        let mounts = built.plan.mounts.into_iter();
+        let below = mounts.filter(|mount| mount.target.starts_with("/dev/"));
+        below.map(|mount| mount.target).collect()
+    };
+    let mut world = World::with(|world| world.config.mounts = vec![volume("/dev/", "/dev")]);
+    assert_eq!(below(&world), [""; 0], "a volume without the directories");
+    world.prepared.below_dev = vec!["mqueue", "pts", "shm"];
+    assert_eq!(below(&world), ["/dev/pts", "/dev/mqueue", "/dev/shm"]);
     let built = world.build().unwrap();
-    let below = |mount: &&MountPlan| mount.target.starts_with("/dev/");
-    assert_eq!(built.plan.mounts.iter().find(below), None);
-    // No node may be made: that would be the node's own /dev.
-    assert!(built.plan.devices.is_empty());
+    assert_eq!(at(&built, "/dev/shm").source, MountSource::PodShm);
+    let place = |target: &str| {
+        let mounts = &built.plan.mounts;
+        mounts.iter().position(|mount| mount.target == target)
+    };
+    assert!(place("/dev") < place("/dev/shm"));
+    world.config.mounts.push(volume("/dev/shm", "/srv/shm"));
+    let built = world.build().unwrap();
+    assert_eq!(bound_from(at(&built, "/dev/shm")), Path::new("/srv/shm"));
+}
+
+#[test]
+fn nothing_of_the_runtimes_own_is_mounted_on_the_node() {
+    for (parent, child) in [
+        ("/dev", "/dev/shm"),
+        ("/etc", "/etc/hosts"),
+        ("/sys", "/sys/fs/cgroup"),
+    ] {
+        let mut world = World::with(|world| world.config.mounts = vec![volume(parent, parent)]);
+        world.prepared.below_dev = vec!["shm"];
+        at(&world.build().unwrap(), child);
+        world.config.mounts[0].propagation = Propagation::HostToContainer;
+        at(&world.build().unwrap(), child);
+        world.config.mounts[0].propagation = Propagation::Bidirectional;
+        let built = world.build().unwrap();
+        let mut mounts = built.plan.mounts.iter();
+        assert!(mounts.all(|mount| mount.target != child), "{child}");
+    }
 }
 
 #[test]
