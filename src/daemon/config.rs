@@ -101,7 +101,8 @@ config! {
     socket: PathBuf = "/run/berth/berth.sock".into();
     /// Number of a group whose members may use the socket too: they can do on the node all that root can. 0: none.
     socket_gid: u32 = 0;
-    /// Directory of what survives a reboot: images, layers, records, writable layers. One daemon at a time.
+    /// Directory of what survives a reboot: images, layers, records, writable layers. One daemon at a time. For root alone: its mode
+    /// is set to 0700 at each start.
     root: PathBuf = "/var/lib/berth".into();
     /// Directory of what does not survive a reboot: sockets and files of running pods. On a tmpfs.
     state: PathBuf = "/run/berth".into();

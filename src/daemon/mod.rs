@@ -22,7 +22,7 @@ use crate::base::tasks::Tasks;
 use crate::cri::{Api, Settings};
 use crate::daemon::config::{Config, ConfigError};
 use crate::daemon::listener::ListenError;
-use crate::store::{Lock, StoreError};
+use crate::store::{self, Lock, StoreError};
 
 /// Longest wait for tasks at the end. What is cut off then is found again at the next start.
 const SHUTDOWN: Duration = Duration::from_secs(10);
@@ -45,6 +45,12 @@ enum DaemonError {
         /// Which directory.
         path: PathBuf,
         /// Why not.
+        source: StoreError,
+    },
+    /// A directory of ours cannot be made, or has a mode that cannot be set.
+    #[error("make the directories of `root` and `state`")]
+    Directory {
+        /// Which, and why not.
         source: StoreError,
     },
     /// There is no socket.
@@ -91,11 +97,15 @@ pub(crate) fn serve(path: Option<&Path>) -> Result<(), String> {
 
 fn run(path: Option<&Path>) -> Result<(), DaemonError> {
     let started = Instant::now();
+    // Before anything is made: whoever started us may have had any. Who passes and reads is said by each mode.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let config = Config::load(path)?;
     logging::install(&config);
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     crate::sys::heap::keep_small();
-    directory(&config.root, 0o711)?;
+    let shared = [&config.state, &config.socket];
+    let passed = shared.iter().any(|path| path.starts_with(&config.root));
+    directory(&config.root, if passed { 0o711 } else { store::CLOSED })?;
+    // The socket's group passes here, and roots of user namespaces on their way to a bundle. Nobody lists.
     directory(&config.state, 0o711)?;
     if let Some(parent) = config.socket.parent() {
         std::fs::create_dir_all(parent).map_err(io(format!("make {}", parent.display())))?;
@@ -126,12 +136,9 @@ fn run(path: Option<&Path>) -> Result<(), DaemonError> {
     outcome
 }
 
-/// Makes a directory and sets its mode. Those above get the usual one.
+/// Makes a directory of this mode, or sets it.
 fn directory(path: &Path, mode: u32) -> Result<(), DaemonError> {
-    use std::os::unix::fs::PermissionsExt as _;
-    std::fs::create_dir_all(path).map_err(io(format!("make {}", path.display())))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
-        .map_err(io(format!("set the mode of {}", path.display())))
+    store::directory(path, mode).map_err(|source| DaemonError::Directory { source })
 }
 
 async fn work(

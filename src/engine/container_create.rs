@@ -21,6 +21,7 @@ use crate::engine::names::{Claim, join};
 use crate::engine::pod::{self, Pod};
 use crate::engine::state::{ContainerInput, ContainerPhase, PodPhase, Refused};
 use crate::nri::ContainerEvent;
+use crate::store::{self, CLOSED};
 
 impl Engine {
     /// Makes the container, joins the call that makes it, or returns the one that a call before has made.
@@ -285,17 +286,13 @@ pub(super) fn check_ready(pod: &Pod, verb: &'static str) -> Result<()> {
 
 fn make_container_directories(core: &Core, container: &Container) -> Result<()> {
     let directory = core.container_directory(container.id);
-    make_directory(&directory, 0o711)?;
+    // What is below is a container's, with any mode: nobody passes who could use it on the node.
+    store::directory(&directory, CLOSED)?;
     for (name, mode) in [("upper", 0o755), ("work", 0o700)] {
         make_directory(&directory.join(name), mode)?;
     }
     if !container.pod.labels.mount.is_empty() {
         make_directory(&directory.join("empty"), 0o755)?;
     }
-    give(&directory.join("upper"), &container.pod)?;
-    let log_path = container.status().log_path.clone();
-    match PathBuf::from(log_path).parent() {
-        Some(parent) if parent.is_absolute() => make_directory(parent, 0o755),
-        _ => Ok(()),
-    }
+    give(&directory.join("upper"), &container.pod)
 }

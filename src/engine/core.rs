@@ -21,8 +21,12 @@ use crate::engine::pod::{Pod, PodInner, PodRecord};
 use crate::engine::state::{ContainerInput, Effect, PodInput, Refused};
 use crate::engine::table::{Found, Stamps, Table};
 use crate::nri::Nri;
-use crate::store::{Durability, Records};
+use crate::store::{self, CLOSED, Durability, Records};
 
+/// Mode of `pods` in `state`: roots of user namespaces pass, each to its own pod.
+pub(crate) const PASSED: u32 = 0o711;
+/// Mode of what only the root of a pod's user namespace passes, by its group.
+const PASSED_BY_GROUP: u32 = 0o710;
 /// Format of the records.
 const FORMAT: u32 = 1;
 
@@ -444,6 +448,23 @@ pub(crate) fn make_directory(path: &Path, mode: u32) -> Result<()> {
             "make directory {}",
             path.display()
         )))
+}
+
+/// Makes a directory of a pod's files, or gives one that is there its mode: closed, but for the root of the pod's user
+/// namespace, which passes on its way to a bundle (hack/adr/0006). What its containers own in there, `/etc/hosts` say, may carry
+/// a set-user-id bit. Blocks on the disk.
+///
+/// # Errors
+/// [`EngineError::Store`], [`EngineError::Step`].
+pub(crate) fn make_pod_directory(path: &Path, pod: &Pod) -> Result<()> {
+    let Some((_, group)) = pod.user_root() else {
+        return Ok(store::directory(path, CLOSED)?);
+    };
+    store::directory(path, PASSED_BY_GROUP)?;
+    std::os::unix::fs::chown(path, None, Some(group)).map_err(EngineError::io(format!(
+        "give {} to group {group}, that of the pod's root",
+        path.display()
+    )))
 }
 
 /// Gives a file or directory to the root of the pod's user namespace, if it has one.

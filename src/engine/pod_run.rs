@@ -21,7 +21,7 @@ use crate::base::pod::PodConfig;
 use crate::base::security::NamespaceMode;
 use crate::engine::Engine;
 use crate::engine::container_create::monitor_of;
-use crate::engine::core::{Core, blocking, make_directory};
+use crate::engine::core::{Core, blocking, make_pod_directory};
 use crate::engine::error::{CleanUp, EngineError, Result};
 use crate::engine::monitor_client::{Events, MonitorClient};
 use crate::engine::names::{Claim, join};
@@ -140,12 +140,12 @@ impl Engine {
         let core = self.core();
         core.lower.check_user_namespace(pod, &core.handlers)?;
         let directory = core.pod_directory(pod.id);
-        let made = directory.clone();
+        let (made, of) = (directory.clone(), Arc::clone(pod));
         let (recorded, netns, made) = tokio::join!(
             core.record_pod(pod),
             core.lower.netns(pod),
-            blocking("make the pod's directory", move || make_directory(
-                &made, 0o711
+            blocking("make the pod's directory", move || make_pod_directory(
+                &made, &of
             )),
         );
         let (mut netns, ()) = (netns?, recorded.and(made)?);

@@ -21,13 +21,13 @@ use crate::base::id::{ContainerId, PodId};
 use crate::base::security::SelinuxLabels;
 use crate::engine::Engine;
 use crate::engine::container::ContainerRecord;
-use crate::engine::core::{blocking, make_directory, remove_directory};
+use crate::engine::core::{PASSED, blocking, make_pod_directory, remove_directory};
 use crate::engine::error::{CleanUp, EngineError, Result};
 use crate::engine::exits::{Ended, note_exit};
 use crate::engine::pod::{Pod, PodRecord};
 use crate::engine::state::{ContainerPhase, PodPhase};
 use crate::monitor::protocol::MonitorState;
-use crate::store::{Durability, Loaded};
+use crate::store::{self, CLOSED, Durability, Loaded};
 
 /// What a restored pod still needs, once everything is in the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +77,8 @@ impl Engine {
             .collect();
         core.lower.restore_network(live).await;
         core.lower.collect().await;
+        let pods = restored.iter().map(|(pod, _)| Arc::clone(pod)).collect();
+        self.close_directories(pods).await?;
         self.sweep(&known).await?;
         for (pod, left) in restored {
             self.finish(pod, left);
@@ -266,13 +268,40 @@ impl Engine {
         }
     }
 
+    /// Takes away what older versions gave everybody: to pass through the directories of pods and containers.
+    async fn close_directories(&self, pods: Vec<Arc<Pod>>) -> Result<()> {
+        let engine = self.clone();
+        blocking("close the directories of pods", move || {
+            let core = engine.core();
+            let mut outcomes = vec![];
+            for pod in pods {
+                let own = core.pod_directory(pod.id);
+                if own.is_dir() {
+                    outcomes.push(make_pod_directory(&own, &pod));
+                }
+                for container in pod.containers() {
+                    let own = core.container_directory(container.id);
+                    if own.is_dir() {
+                        let closed = store::directory(&own, CLOSED);
+                        outcomes.push(closed.map_err(EngineError::from));
+                    }
+                }
+            }
+            for error in outcomes.into_iter().filter_map(Result::err) {
+                tracing::warn!(error = %chain(&error), "a directory stays open to the users of the node");
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Removes directories that no record speaks of, and the trash.
     async fn sweep(&self, known: &[PodId]) -> Result<()> {
         let core = self.core();
         let pods = core.state.join("pods");
         let candidates = pods.clone();
         let strays = blocking("look for stray pods", move || {
-            make_directory(&candidates, 0o711)?;
+            store::directory(&candidates, PASSED)?;
             Ok(names_in::<PodId>(&candidates))
         })
         .await?;

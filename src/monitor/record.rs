@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::base::id::ContainerId;
@@ -21,7 +22,12 @@ fn path(directory: &Path, id: ContainerId) -> PathBuf {
 pub(crate) fn write(directory: &Path, exit: &ContainerExit) -> io::Result<()> {
     let bytes = postcard::to_allocvec(exit).map_err(io::Error::other)?;
     let temporary = directory.join(format!(".{}.exit", exit.id));
-    let mut file = fs::File::create(&temporary)?;
+    let mut file = fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
     io::Write::write_all(&mut file, &bytes)?;
     fs::rename(&temporary, path(directory, exit.id))
 }

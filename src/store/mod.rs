@@ -18,9 +18,9 @@ mod records;
 pub(crate) use lock::Lock;
 pub(crate) use records::{Loaded, Records};
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -114,6 +114,36 @@ fn file_error(
     }
 }
 
+/// Mode of every directory that no process but the daemon's, the monitors' and their helpers' needs: other users of the node can
+/// neither list nor pass, so that nothing below is theirs to read or run, whatever mode a container or an image has given it.
+pub(crate) const CLOSED: u32 = 0o700;
+
+/// Makes a directory of this mode, or gives it to one that is there (an older version's was open); those above that are missing
+/// get the usual 0755.
+///
+/// Blocks on the disk.
+///
+/// # Errors
+/// [`StoreError::File`].
+pub(crate) fn directory(path: &Path, mode: u32) -> Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(file_error("create", parent))?;
+    }
+    match DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(file_error("create", path)(error));
+        }
+        _ => {}
+    }
+    let found = std::fs::metadata(path).map_err(file_error("look at", path))?;
+    if found.permissions().mode() & 0o7777 == mode {
+        // A filesystem that cannot change modes may have the right one.
+        return Ok(());
+    }
+    std::fs::set_permissions(path, Permissions::from_mode(mode))
+        .map_err(file_error("set the mode of", path))
+}
+
 /// Replaces the file at `path` by `content` with permission bits `mode`: readers see the old or the new
 /// content, never a part. Its directory must exist.
 ///
@@ -183,6 +213,29 @@ mod tests {
         }
         let names: Vec<_> = std::fs::read_dir(directory.path()).unwrap().collect();
         assert_eq!(names.len(), 1);
+    }
+
+    #[test]
+    fn a_directory_has_its_mode_whatever_it_was() {
+        let top = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        let path = top.path().join("above/closed");
+        for before in [None, Some(0o777), Some(0o755), Some(0o2711), Some(0)] {
+            if let Some(before) = before {
+                std::fs::set_permissions(&path, Permissions::from_mode(before)).unwrap();
+            }
+            directory(&path, CLOSED).unwrap();
+            assert_eq!(mode(&path), 0o700, "{before:?}");
+        }
+        assert_eq!(
+            mode(&top.path().join("above")) | 0o022,
+            0o777,
+            "not ours alone"
+        );
+        let file = top.path().join("file");
+        drop(File::create(&file).unwrap());
+        let error = directory(&file.join("below"), CLOSED).unwrap_err();
+        assert!(error.to_string().contains("file"), "{error}");
     }
 
     #[test]

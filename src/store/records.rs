@@ -7,7 +7,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::store::{Durability, Result, StoreError, file_error, write_atomic};
+use crate::store::directory as make_directory;
+use crate::store::{CLOSED, Durability, Result, StoreError, file_error, write_atomic};
 
 /// Records of type `T` in one directory, by key. The key becomes a file name: an id, never user input.
 #[derive(Debug)]
@@ -43,7 +44,7 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
     /// [`StoreError::File`].
     pub(crate) fn open(directory: impl Into<PathBuf>, format: u32) -> Result<Self> {
         let directory = directory.into();
-        std::fs::create_dir_all(&directory).map_err(file_error("create", &directory))?;
+        make_directory(&directory, CLOSED)?;
         Ok(Self {
             directory,
             format,

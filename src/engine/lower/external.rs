@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use crate::base::handler::OciRuntime;
 use crate::engine::container::Container;
-use crate::engine::core::{Core, make_directory};
+use crate::engine::core::{Core, make_pod_directory};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::lower::Lower;
-use crate::runtime::external::{Text, is_owned};
+use crate::runtime::external::Text;
 use crate::runtime::plan::ExecPlan;
 use crate::runtime::spec::{Built, bundle};
 
@@ -41,9 +41,7 @@ pub(super) fn order(core: &Core, container: &Container, built: &Built) -> Result
         return Ok(None);
     };
     let directory = bundle_of(core, container);
-    // The root of a user namespace walks through it, and sees no name.
-    let mode = if is_owned(&built.plan) { 0o711 } else { 0o700 };
-    make_directory(&directory, mode)?;
+    make_pod_directory(&directory, &container.pod)?;
     let hidden = &built.hidden_annotations;
     let config = bundle::config(&built.spec, &built.plan, &directory, hidden);
     Ok(Some(Order {

@@ -1,7 +1,7 @@
 //! Containers with hooks that berth itself runs: the bundle that hooks look for, and those after the end.
 
 use crate::engine::container::Container;
-use crate::engine::core::{Core, give, make_directory};
+use crate::engine::core::{Core, give, make_directory, make_pod_directory};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::lower::Lower;
 use crate::engine::lower::plans::write_json;
@@ -17,7 +17,7 @@ pub(super) fn furnish(container: &Container, built: &Built) -> Result<()> {
         return Ok(());
     };
     // A pod's root is not the node's: it may pass, and read what is its own.
-    make_directory(&hooks.bundle, 0o711)?;
+    make_pod_directory(&hooks.bundle, &container.pod)?;
     let rootfs = hooks.bundle.join("rootfs");
     make_directory(&rootfs, 0o755)?;
     let config = hooks.bundle.join("config.json");

@@ -83,7 +83,6 @@ impl Lower {
         };
         let built = spec::sandbox(&input, &self.host).map_err(EngineError::step(failed()))?;
         let directory = core.pod_directory(pod.id);
-        make_directory(&directory, 0o711)?;
         write_json(&directory.join(format!("{}.json", pod.id)), &built.spec)?;
         let mut attempts = 0..CREATE_ATTEMPTS;
         loop {

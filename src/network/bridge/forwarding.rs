@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::network::error::{NetworkError, Result};
-use crate::store::{Durability, write_atomic};
+use crate::store::{self, CLOSED, Durability, write_atomic};
 use crate::sys::netns::netns_cookie;
 
 const NET: &str = "/proc/sys/net";
@@ -147,8 +147,12 @@ impl Forwarding {
 
     fn lock(&self) -> Result<fs::File> {
         let path = self.directory.join(LOCK);
+        // Closed: whoever can open the file, were it to read, can hold its lock.
+        let above = self.directory.parent().unwrap_or(&self.directory);
         let locked = || loop {
-            fs::create_dir_all(&self.directory)?;
+            for closed in [above, &*self.directory] {
+                store::directory(closed, CLOSED).map_err(io::Error::other)?;
+            }
             let file = fs::File::create(&path)?;
             file.lock()?;
             // Whoever had the lock may have deleted it with its directory.

@@ -26,7 +26,7 @@ use crate::network::error::{NetworkError, Result};
 use crate::network::lease::{Lease, LeasedAddress};
 use crate::network::ports::{Claims, Forward, forwards};
 use crate::network::{Attachment, LivePod, NetworkConfig};
-use crate::store::{Durability, Records};
+use crate::store::{self, CLOSED, Durability, Records};
 
 /// Everything the thread owns.
 #[derive(Debug)]
@@ -62,6 +62,7 @@ impl Worker {
         jobs: mpsc::Sender<Job>,
     ) -> Result<Self> {
         let directory = config.state.join("network");
+        store::directory(&directory, CLOSED)?;
         let leases = Records::open(directory.join("leases"), 1)?;
         let settings = Records::<Vec<Cidr>>::open(directory.join("settings"), 1)?;
         let socket = |error| NetworkError::system("open", "a netlink socket")(error);

@@ -4,7 +4,7 @@
 //! In a pod with a user namespace the runtime's init, which is the namespace's root by then, walks to all of it by path.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use crate::runtime::create::{self, CreateRequest, Received};
@@ -32,20 +32,22 @@ pub(super) fn owner<'a>(
     };
     let missing = || Fault::check(STAGE, "take", "the pod's is not given");
     let user = request.user.ok_or_else(missing)?;
-    check_passable(bundle)?;
+    check_passable(bundle, root.1)?;
     userns::give_streams(root)?;
     raise_limits(&plan.process)?;
     join::delegate(plan, root)?;
     Ok(Some(user))
 }
 
-/// Others may pass every directory down to the bundle: the namespace's root is nobody to the node.
-fn check_passable(bundle: &Path) -> Step {
+/// The namespace's root may pass every directory down to the bundle: it is nobody to the node, but for its group, to which the
+/// pod's own belong.
+fn check_passable(bundle: &Path, group: u32) -> Step {
     for directory in bundle.ancestors() {
         let shown = directory.display();
         let found = std::fs::metadata(directory).context(STAGE, "stat", shown)?;
-        let mode = found.permissions().mode() & 0o7777;
-        if mode & 0o001 == 0 {
+        let mode = found.mode() & 0o7777;
+        let passes = if found.gid() == group { 0o010 } else { 0o001 };
+        if mode & passes == 0 {
             let what = format_args!(
                 "{}: mode {mode:04o} closes the bundle to the pod's root; give it o+x, or move berth's `state`",
                 directory.display()
@@ -220,6 +222,8 @@ mod tests {
 
     #[test]
     fn a_closed_directory_above_the_bundle_is_named() {
+        use std::os::unix::fs::PermissionsExt as _;
+        const GROUP: u32 = 200_000;
         let top = tempfile::tempdir().unwrap();
         let closed = top.path().join("closed");
         let bundle = closed.join("bundle");
@@ -231,13 +235,20 @@ mod tests {
         set(&bundle, 0o711);
         for (mode, good) in [(0o711, true), (0o755, true), (0o750, false), (0o700, false)] {
             set(&closed, mode);
-            let checked = check_passable(&bundle);
+            let checked = check_passable(&bundle, GROUP);
             assert_eq!(checked.is_ok(), good, "{mode:o}: {checked:?}");
             if let Err(fault) = checked {
                 let text = fault.to_string();
                 let named = format!("pass through {}: mode {mode:04o}", closed.display());
                 assert!(text.contains(&named) && text.contains("o+x"), "{text}");
             }
+        }
+        // Its own group counts, and nothing else then.
+        std::os::unix::fs::chown(&closed, None, Some(GROUP)).unwrap();
+        for (mode, good) in [(0o710, true), (0o750, true), (0o701, false)] {
+            set(&closed, mode);
+            let checked = check_passable(&bundle, GROUP);
+            assert_eq!(checked.is_ok(), good, "{mode:o}: {checked:?}");
         }
     }
 }
