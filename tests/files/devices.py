@@ -71,7 +71,8 @@ def others(steps, s, c):
         os.makedirs(source + "/mine")
         for readonly in (True, False):
             container, _ = pod.run({}, mounts=[{"container_path": "/dev", "host_path": source, "readonly": readonly}])
-            expect(pod.inside(container, "ls /dev").split() == ["mine"], pod.inside(container, "ls /dev"))
+            found = pod.inside(container, "ls /dev").split()
+            expect(found == ["mine"], str(found))
         expect(os.listdir(source) == ["mine"], str(os.listdir(source)))
     with steps.step("a volume at /dev/shm counts more, one at /dev/termination-log stays"):
         memory, end = os.path.join(s.work, "memory"), os.path.join(s.work, "end")

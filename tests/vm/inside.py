@@ -29,7 +29,8 @@ STEPS = {
     # All but the waits for time limits: three minutes here, and no kernel changes them.
     "handlers": [TESTS + "/handlers/run.py", "--only", "^(?!timeouts$)", *COMMON],
     "security": [TESTS + "/security/run.py", *COMMON],
-    "files": [TESTS + "/files/run.py", *COMMON],
+    # What depends on the kernel: links of logs and layers are the same everywhere.
+    "files": [TESTS + "/files/run.py", "--only", "^(closed|devices)$", *COMMON],
     "selinux": [TESTS + "/selinux/run.py", *COMMON],
     "selinux-critest": [TESTS + "/critest/run.py", "SELinux", *COMMON],
     "kubelet": [TESTS + "/kubelet/run.py", *COMMON],
