@@ -1,5 +1,6 @@
 """What confines a process beside its user: seccomp, AppArmor, namespaces, limits; and what a privileged one has."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -19,7 +20,7 @@ NEEDED = """execve brk arch_prctl mmap munmap mprotect close read write writev l
 rt_sigprocmask rt_sigreturn set_tid_address set_robust_list rseq prlimit64 getrandom readlink readlinkat futex exit exit_group
 getpid kill nanosleep clock_nanosleep restart_syscall prctl capset capget seccomp sigaltstack uname access faccessat
 faccessat2""".split()
-TARGET = 3  # NamespaceMode
+NODE, TARGET = 2, 3  # NamespaceMode
 APPARMOR = "/sys/kernel/security/apparmor/profiles"
 
 
@@ -195,6 +196,20 @@ def apparmor(steps, s, c, pod):
         finally:
             program(["apparmor_parser", "--remove"], text)
         pod.refused({"apparmor": {"profile_type": 2, "localhost_ref": "berth-test-none"}}, "berth-test-none", "not loaded")
+    with steps.step("AppArmor: a container that has covered its /proc changes nothing of its execs' label (CVE-2025-52881)"):
+        text = "profile berth-test-own flags=(attach_disconnected) { file, network, capability, mount, umount, }\n"
+        program(["apparmor_parser", "--replace"], text)
+        try:
+            security = {"apparmor": {"profile_type": 2, "localhost_ref": "berth-test-own"},
+                        "capabilities": {"add_capabilities": ["SYS_ADMIN"]}}
+            container, _ = pod.run(security)
+            pod.inside(container, "mount -t tmpfs none /proc && mkdir -p /proc/self/attr/apparmor /proc/thread-self/attr &&"
+                                  " for f in exec current apparmor/exec; do echo as it was > /proc/self/attr/$f; done")
+            said = pod.inside(container, "cat /proc/self/attr/exec /proc/self/attr/apparmor/exec; umount /proc; cat /proc/self/attr/current")
+            expect(said.replace("\r", "").strip("\0\n").split("\n") == ["as it was", "as it was", "berth-test-own (enforce)"], said)
+            c("rm", "--force", container)
+        finally:
+            program(["apparmor_parser", "--remove"], text)
     with steps.step("AppArmor: runc and crun send signals to containers where they have profiles of their own"):
         _, pid = pod.run({})
         for name, sent in (("runc", True), ("crun", True), ("berth-test-stranger", False)):
@@ -241,6 +256,8 @@ def privileged(steps, s, c):
         status = pod.statuses({"privileged": True})
         expect(not status.caps["CapAmb"] and not status.caps["CapInh"], str(status.caps))
         pod.refused({"privileged": True, "capabilities": {"add_ambient_capabilities": ["SYS_MAGIC"]}}, "SYS_MAGIC")
+    with steps.step("privileged: no filesystem of the node changes by what containers mount"):
+        unchanged(s, c)
     with steps.step("privileged: devices of the node are opened, its own cgroup is written to"):
         container, pid = pod.run({"privileged": True})
         with open(f"/proc/{pid}/cgroup") as f:
@@ -258,6 +275,41 @@ def privileged(steps, s, c):
             code, said = pod.tried(plain, f"test -e /dev/{name} || {{ mknod /tmp/b b {major} {minor}; test -b /tmp/b && : <> /tmp/b; }}")
             expect(code != 0 and "not permitted" in said, f"a container that is not privileged opens it: {said}")
     pod.remove()
+
+
+def filesystems():
+    """The node's mounts with the options of each and of its filesystem, and who has their tops."""
+    with open("/proc/self/mountinfo") as f:
+        rows = {line.split()[0]: line.strip() for line in f}
+    tops = {}
+    for place in ("/proc", "/sys", "/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue"):
+        with contextlib.suppress(FileNotFoundError):
+            at = os.lstat(place)
+            label = None
+            with contextlib.suppress(OSError):
+                label = os.getxattr(place, "security.selinux")
+            tops[place] = (at.st_mode, at.st_uid, at.st_gid, at.st_dev, label)
+    return rows, tops
+
+
+def unchanged(s, c):
+    """Privileged containers in all namespaces of the node, by each runtime, leave its filesystems as they were."""
+    node = {"network": NODE, "pid": NODE, "ipc": NODE}
+    if os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
+        # As systemd mounts it; a runtime that has mounted it meanwhile may have changed that.
+        subprocess.run(["mount", "-o", "remount,nsdelegate,memory_recursiveprot", "/sys/fs/cgroup"], check=True)
+    for handler in ["", *sorted(s.runtime.handlers)]:
+        for name, options in (("own", {"pid": 1}), ("node", node)):
+            before, tops = filesystems()
+            pod = Pod(s, c, f"unchanged-{name}-{handler}", handler=handler, privileged=True, namespace_options=options)
+            container, pid = pod.run({"privileged": True, "namespace_options": options})
+            with open(f"/proc/{pid}/mountinfo") as f:
+                seen = [line for line in f if " - cgroup" in line]
+            expect(seen and all(" shared:" not in line for line in seen), f"{handler} {name}: {seen}")
+            after, tops_after = filesystems()
+            changed = [(line, after.get(number)) for number, line in before.items() if after.get(number) != line]
+            expect(not changed and tops == tops_after, f"{handler} {name}: {changed} {tops} {tops_after}")
+            pod.remove()
 
 
 def block_device():
@@ -291,5 +343,4 @@ def profiles(steps, s, c, pod):
     actions(steps, s, pod)
     apparmor(steps, s, c, pod)
     targets(steps, s, c, pod)
-    privileged(steps, s, c)
     limits(steps, s, pod)

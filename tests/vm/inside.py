@@ -42,6 +42,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(STEPS)} (all)")
     ap.add_argument("--runtime", default="berth")
+    ap.add_argument("--only", help="handed to the suites, which must all know it")
     args = ap.parse_args()
     unknown = [s for s in args.steps if s not in STEPS]
     if unknown:
@@ -54,6 +55,7 @@ def main():
         print(f"\n=== in the node: {name}", flush=True)
         start = time.monotonic()
         arguments = [] if name == "quickstart" else ["--runtime", args.runtime]
+        arguments += ["--only", args.only] if args.only else []
         code = subprocess.run([*STEPS[name], *arguments], check=False).returncode
         rows.append((name, code, time.monotonic() - start))
     print(f"\n{'in the node':14}{'result':>8}{'seconds':>9}")

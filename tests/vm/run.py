@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs the tests in an emulated node: cgroup v2, systemd, every capability, AppArmor.
 
-    run.py [STEP...] [--runtime NAME] [--artifacts DIR]
+    run.py [STEP...] [--only PATTERN] [--runtime NAME] [--artifacts DIR]
 
 Steps are those of inside.py, and reboot (default: all). Those of SELinux run in a node of their own, booted with it. The binaries, tools, tests and the prepared
 images travel as the node's read-only /payload; hack/vm boots it and gives back the output.
@@ -9,6 +9,7 @@ images travel as the node's read-only /payload; hack/vm boots it and gives back 
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("steps", nargs="*")
     ap.add_argument("--runtime", choices=sorted(runtimes.RUNTIMES), default="berth")
+    ap.add_argument("--only", help="parts of the named steps, as their suites name them")
     ap.add_argument("--artifacts", help="a directory for what the steps leave in /artifacts")
     ap.add_argument("--timeout", type=int, default=3600, help="seconds for the whole node (3600)")
     args = ap.parse_args()
@@ -96,6 +98,7 @@ def main():
         steps = [s for s in args.steps if s != "reboot" and s not in inside.ON_SELINUX]
         on_selinux = [s for s in inside.ON_SELINUX if s in args.steps or not args.steps]
         script = ["exec python3 -u /payload/repo/tests/vm/inside.py", "--runtime", args.runtime]
+        script += ["--only", shlex.quote(args.only)] if args.only else []
         code = 0
         if steps or not args.steps:
             code = boot(" ".join([*script, *steps]))

@@ -30,6 +30,7 @@ pub(in crate::runtime) mod hooks;
 mod join;
 mod masks;
 mod mounts;
+mod node_cgroups;
 mod process;
 mod rootfs;
 mod stage;

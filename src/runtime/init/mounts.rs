@@ -5,14 +5,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use crate::runtime::plan::{
-    Context, Fault, IdMappings, MountAttributes, MountPlan, MountPropagation, MountSource, Plan,
+    Context, Fault, IdMappings, MountAttributes, MountPlan, MountPropagation, MountSource,
+    NamespaceSource, Plan,
 };
 use crate::runtime::userns;
 use crate::sys::file::{self, FileType, Make, Mode, OFlags, PROC_SUPER_MAGIC};
 use crate::sys::mount::{self, Change, Filesystem, attribute, propagation};
 
 use super::rootfs::{attach_at_top, make_readonly, overlay, set_context, tmpfs};
-use super::{ProcFs, Step, copy};
+use super::{ProcFs, Step, copy, node_cgroups};
 
 const STAGE: &str = "mount";
 /// The first word is what kubelet knows (cri-api, `ErrImageVolumeMountFailed`).
@@ -43,7 +44,7 @@ pub(super) struct Host {
 enum Source {
     /// Made at its turn.
     Later,
-    /// A copy of a tree, an image's overlay, or procfs or sysfs.
+    /// A copy of a tree, an image's overlay, procfs or sysfs, or the node's cgroup2.
     Tree(OwnedFd),
     /// One tree for each v1 hierarchy.
     Hierarchies(Vec<OwnedFd>),
@@ -68,6 +69,10 @@ impl Host {
                 MountSource::CgroupV1(list) => {
                     let trees = list.iter().map(|(path, _)| tree(path, false));
                     Source::Hierarchies(trees.collect::<Result<_, _>>()?)
+                }
+                MountSource::Filesystem { kind, .. } if kind == "cgroup2" => {
+                    let of_node = node_cgroups::copy_if_seen(&plan.namespaces)?;
+                    of_node.map_or(Source::Later, Source::Tree)
                 }
                 MountSource::Filesystem { .. } | MountSource::Image { .. } => Source::Later,
             });
@@ -184,13 +189,22 @@ pub(super) fn image(
 /// Attaches everything in order. A declared volume comes before the first mount below it, else last.
 pub(super) fn attach_all(plan: &Plan, host: &mut Host, root: BorrowedFd<'_>) -> Step {
     let sources = std::mem::take(&mut host.sources);
+    // The queues of an IPC namespace that is not the pod's are not the pod's to label.
+    let queues = match plan.namespaces.ipc {
+        NamespaceSource::New | NamespaceSource::Pod => &plan.mount_label,
+        _ => "",
+    };
     for (mount, source) in plan.mounts.iter().zip(sources) {
         for (number, (_, path)) in plan.declared_volumes.iter().enumerate() {
             if Path::new(&mount.target).starts_with(path) && mount.target != *path {
                 attach_volume(host, number, path, root)?;
             }
         }
-        attach(mount, source, root, &plan.mount_label)?;
+        let label = match &mount.source {
+            MountSource::Filesystem { kind, .. } if kind == "mqueue" => queues,
+            _ => &plan.mount_label,
+        };
+        attach(mount, source, root, label)?;
     }
     for (number, (_, path)) in plan.declared_volumes.iter().enumerate() {
         attach_volume(host, number, path, root)?;
@@ -212,6 +226,11 @@ fn attach_volume(host: &mut Host, number: usize, path: &str, root: BorrowedFd<'_
 fn attach(plan: &MountPlan, source: Source, root: BorrowedFd<'_>, label: &str) -> Step {
     let path = &plan.target;
     match (&plan.source, source) {
+        (MountSource::Filesystem { kind, .. }, Source::Tree(tree)) if kind == "cgroup2" => {
+            let target = plain_directory(root, path)?;
+            refuse_special(&target, path, root)?;
+            bind(plan, tree.as_fd(), target.as_fd())
+        }
         (MountSource::Filesystem { kind, options }, made) => {
             let mounted = match made {
                 Source::Tree(mounted) => mounted,

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::base::handler::passed;
 use crate::runtime::external::{Text, is_owned, staged, staged_device, staged_volume};
-use crate::runtime::plan::{MountSource, Plan, ProcessPlan};
+use crate::runtime::plan::{CgroupJoin, MountSource, NamespaceSource, Plan, ProcessPlan};
 use crate::runtime::spec::ContainerInput;
 use crate::runtime::spec::oci::{exec_affinity, is_own, process as describe_process};
 
@@ -78,7 +78,17 @@ pub(crate) fn config(
     if let Some(Value::Array(mounts)) = spec.get_mut("mounts") {
         for (index, (mount, shown)) in plan.mounts.iter().zip(mounts.iter_mut()).enumerate() {
             let staged = staged(plan, index).map(|name| bundle.join(name));
-            fit(shown, &mount.source, staged.as_deref(), is_owned(plan));
+            let source = &mount.source;
+            match (source, &plan.namespaces.cgroup, &plan.cgroup) {
+                (
+                    MountSource::Filesystem { kind, .. },
+                    NamespaceSource::Host,
+                    CgroupJoin::V2(_),
+                ) if kind == "cgroup2" => {
+                    show_node_cgroups(shown);
+                }
+                _ => fit(shown, source, staged.as_deref(), is_owned(plan)),
+            }
         }
         // Those of the image are last in the list.
         for (index, shown) in mounts.iter_mut().skip(plan.mounts.len()).enumerate() {
@@ -103,6 +113,17 @@ pub(crate) fn config(
         head: format!("{{\"process\":{}", process.head),
         tail: format!("{}{}", process.tail, after(&Value::Object(spec))?),
     })
+}
+
+/// The node's hierarchy, bound: mounting it anew would change its options for the whole node.
+fn show_node_cgroups(shown: &mut Value) {
+    const PLACE: &str = "/sys/fs/cgroup";
+    shown["type"] = json!("bind");
+    shown["source"] = json!(PLACE);
+    match shown["options"].as_array_mut() {
+        Some(options) => options.push(json!("bind")),
+        None => shown["options"] = json!(["bind"]),
+    }
 }
 
 /// One mount as the runtime is to make it. `owned`: the helper has given it all attributes already.

@@ -210,6 +210,11 @@ fn mount_of(plan: &mut Plan, edits: &Edits, mount: &MountEdit, host: &HostFacts)
             let problem = "is no type of mount that berth makes";
             return Err(SpecError::invalid(field, &mount.kind, problem, mend));
         }
+        if let ("cgroup2", Some((key, _))) = (&*mount.kind, options.data.first()) {
+            let mend = "leave it out: cgroup2 has the options that the node has mounted it with";
+            let problem = "is an option of the node's one hierarchy, not of a mount";
+            return Err(SpecError::invalid(field, key, problem, mend));
+        }
         MountSource::Filesystem {
             kind: mount.kind.clone(),
             options: options.data,

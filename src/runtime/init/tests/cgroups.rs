@@ -90,3 +90,64 @@ fn the_unified_hierarchy_is_entered_at_the_clone() {
     });
     fs::remove_dir(directory).unwrap();
 }
+
+/// The hierarchy of cgroup v2 is one for the node: what a container mounts leaves its options alone.
+#[test]
+fn the_nodes_cgroup2_keeps_its_options() {
+    let of_node = || {
+        let mounts = host_mounts();
+        let line = mounts.lines().find(|line| line.contains(" - cgroup2 "));
+        line.map(|line| line.split_once(" - ").unwrap().1.to_owned())
+    };
+    let Some(before) = of_node() else {
+        return; // A machine with cgroup v1 only.
+    };
+    let image = Image::new();
+    let mut plan = plan(
+        &image,
+        "grep ' - cgroup2 ' /proc/self/mountinfo; ls /sys/fs/cgroup/cgroup.procs; mkdir /sys/fs/cgroup/x || echo ro",
+    );
+    let own = "/proc/self/ns/cgroup";
+    // As of a plugin's mount. It is not set: then every mount without it would pass for one that does nothing.
+    assert!(!before.contains("memory_localevents"), "{before}");
+    let options = [("memory_localevents", "")];
+    plan.mounts
+        .push(filesystem("cgroup2", "/sys/fs/cgroup", &options, true));
+    for cgroup in [
+        NamespaceSource::Host,
+        NamespaceSource::Path(own.into()),
+        NamespaceSource::New,
+    ] {
+        plan.namespaces.cgroup = cgroup;
+        run(&plan, |outcome| {
+            let text = outcome.text();
+            let shown = text.lines().next().unwrap();
+            assert!(shown.contains(" / /sys/fs/cgroup ro,nosuid"), "{text}");
+            assert!(!shown.contains("shared:"), "{text}");
+            assert!(text.ends_with("ro"), "{text}");
+        });
+        assert_eq!(of_node().as_ref(), Some(&before), "{:?}", plan.namespaces);
+    }
+}
+
+/// Queues of an IPC namespace that is not the pod's get no label: without SELinux none can be given at all.
+#[test]
+fn the_nodes_queues_keep_their_label() {
+    let image = Image::new();
+    let mut plan = plan(&image, "ls -d /dev/mqueue");
+    plan.rootfs = Rootfs::Directory {
+        path: image.root(),
+        readonly: false,
+    };
+    plan.mounts = vec![filesystem("mqueue", "/dev/mqueue", &[], false)];
+    plan.mount_label = "system_u:object_r:container_file_t:s0".to_owned();
+    plan.namespaces.ipc = NamespaceSource::Path("/proc/self/ns/ipc".into());
+    run(&plan, |outcome| assert_eq!(outcome.text(), "/dev/mqueue"));
+    plan.namespaces.ipc = NamespaceSource::Host;
+    run(&plan, |outcome| assert_eq!(outcome.text(), "/dev/mqueue"));
+    plan.namespaces.ipc = NamespaceSource::New;
+    run(&plan, |outcome| {
+        let refused = outcome.refused();
+        assert!(refused.starts_with("label: fsetxattr"), "{refused}");
+    });
+}

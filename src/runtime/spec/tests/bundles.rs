@@ -129,3 +129,22 @@ fn elsewhere_only_what_the_runtime_could_not_mount() {
     let devices = config["linux"]["devices"].as_array().unwrap();
     assert!(devices.iter().any(|one| one["path"] == "/dev/other"));
 }
+
+/// A mount of cgroup2 in the node's cgroup namespace would change its options for the whole node.
+#[test]
+fn the_nodes_cgroups_are_bound() {
+    let privileged = World::with(|world| {
+        world.config.security.privileged = true;
+        world.pod.security.privileged = true;
+    });
+    let config = config(&privileged.build().unwrap());
+    let cgroups = mount_at(&config, "/sys/fs/cgroup");
+    assert_eq!(
+        (&cgroups["type"], &cgroups["source"]),
+        (&json!("bind"), &json!("/sys/fs/cgroup"))
+    );
+    let options = cgroups["options"].as_array().unwrap();
+    assert!(options.contains(&json!("bind")) && options.contains(&json!("nosuid")));
+    let plain = self::config(&World::with(|_| {}).build().unwrap());
+    assert_eq!(mount_at(&plain, "/sys/fs/cgroup")["type"], "cgroup");
+}

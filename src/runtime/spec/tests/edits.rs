@@ -117,6 +117,10 @@ fn mount_edits() {
         (mount("/a", "ext4", "/dev/sda", &[]), "ext4"),
         (mount("/a", "bind", "srv", &[]), "srv"),
         (mount("/a", "bind", "/srv", &["size=1"]), "size=1"),
+        (
+            mount("/sys/fs/cgroup", "cgroup2", "cgroup", &["ro", "nsdelegate"]),
+            "nsdelegate",
+        ),
     ] {
         let error = refusal(|edits| edits.mounts = vec![edit]);
         assert!(error.contains(part), "{part}: {error}");
