@@ -224,7 +224,10 @@ impl<R: BufRead> TarReader<R> {
         if block == [0; BLOCK] {
             match self.read_block()? {
                 None => return Ok(None),
-                Some(second) if second == [0; BLOCK] => return Ok(None),
+                Some(second) if second == [0; BLOCK] => {
+                    self.end()?;
+                    return Ok(None);
+                }
                 Some(second) => block = second,
             }
             return Err(self.malformed(match checksum_ok(&block) {
@@ -236,6 +239,28 @@ impl<R: BufRead> TarReader<R> {
             return Err(self.malformed("the checksum of a header is wrong"));
         }
         Ok(Some(block))
+    }
+
+    /// What begins with an end mark and goes on with something else (the image of a filesystem does) is no archive. Behind
+    /// entries it is padding, as others take it.
+    fn end(&mut self) -> Result<(), TarError> {
+        const ONLY_THE_MARK: u64 = 2 * BLOCK as u64;
+        if self.offset > ONLY_THE_MARK {
+            return Ok(());
+        }
+        loop {
+            let buffer = self.input.fill_buf().map_err(TarError::Read)?;
+            let (length, empty) = (buffer.len(), buffer.iter().all(|byte| *byte == 0));
+            if !empty {
+                return Err(
+                    self.malformed("it begins with an end mark, and something else follows")
+                );
+            }
+            if length == 0 {
+                return Ok(());
+            }
+            self.input.consume(length);
+        }
     }
 
     fn read_meta(&mut self, size: u64) -> Result<Vec<u8>, TarError> {

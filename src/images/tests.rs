@@ -479,3 +479,48 @@ async fn chains_as_overlayfs_takes_them() {
         assert!(held.lower.iter().all(|path| path.is_dir()));
     }
 }
+
+/// Documents of an archive are read into memory only up to their limits (CVE-2023-25153).
+#[tokio::test]
+async fn documents_of_an_archive_are_bounded() {
+    let place = tempfile::tempdir().unwrap();
+    let images = store(place.path());
+    let long = vec![b' '; (8 << 20) + 1];
+    let one = r#"[{"Config":"config.json","RepoTags":["a"],"Layers":[]}]"#;
+    let entry = format!(
+        r#"{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"{}","size":2}}"#,
+        crate::images::digest::Digest::of(b"{}")
+    );
+    let many = format!(
+        r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
+        vec![entry; 1001].join(",")
+    );
+    let layout = || Tar::new().file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
+    for (what, archive, limit) in [
+        (
+            "manifest",
+            Tar::new().file("manifest.json", &long),
+            "8388608 bytes",
+        ),
+        (
+            "config",
+            Tar::new()
+                .file("config.json", &long)
+                .file("manifest.json", one.as_bytes()),
+            "8388608 bytes",
+        ),
+        ("index", layout().file("index.json", &long), "8388608 bytes"),
+        (
+            "entries",
+            layout().file("index.json", many.as_bytes()),
+            "1000 images",
+        ),
+    ] {
+        let archive = file_of(&archive.end());
+        let error = images.import(archive, None, None).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::InvalidArgument, "{what}: {error}");
+        assert!(error.to_string().contains(limit), "{what}: {error}");
+        assert!(images.list().is_empty(), "{what}");
+        assert_eq!(left_in(place.path()), Vec::<String>::new(), "{error}");
+    }
+}

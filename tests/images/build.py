@@ -144,6 +144,20 @@ def docker_hub_images(b):
 
 # Where links of hostile images lead: a directory of the node that the test makes, looks after and removes.
 ESCAPE = "/run/berth-test-escape"
+# What a label of a hostile image would have a runtime make on the node.
+SPOILT = "/run/berth-test-spoilt"
+LABELS = {
+    "containerd.io/restart.status": "running",
+    "containerd.io/restart.loguri": f"binary:///bin/sh?-c=touch%20{SPOILT}",
+    "io.containerd.image.config.stop-signal": SPOILT,
+    "nerdctl/log-uri": f"binary:///bin/touch?{SPOILT}",
+    "io.kubernetes.cri-o.UnifiedCgroup.c": "memory.max=max",
+    "io.kubernetes.cri-o.Devices": "/dev/kmsg:/dev/kmsg:rwm",
+    "io.katacontainers.config.hypervisor.path": SPOILT,
+    "org.systemd.property.ExecStartPre": f"touch {SPOILT}",
+    "run.oci.hooks.stdout": SPOILT,
+    "io.podman.annotations.seccomp": "unconfined",
+}
 
 
 def security_images(b):
@@ -162,6 +176,7 @@ def security_images(b):
         # The link hides the directory of the layer below.
         b.push([f"security/link:{name}"], own(contents.layer_link(name, ESCAPE)), **SHELL)
         b.push([f"security/up:{name}"], own(contents.layer_link(name, "../../.." + ESCAPE)), **SHELL)
+    b.push(["security/labels:1"], [b.base], Labels=LABELS, **SHELL)
     b.push(["security/null:1"], own(contents.layer_link("dev/null", "/proc/sysrq-trigger")), **SHELL)
 
 

@@ -22,6 +22,7 @@ from harness import options, runtimes  # noqa: E402
 from harness.report import Steps, expect, wait_for  # noqa: E402
 from walkthrough import Crictl, written  # noqa: E402
 from inside import DEFAULT, IMAGE, MASKED, READONLY, Pod, Status, mounts, readonly  # noqa: E402
+import history  # noqa: E402
 import hostile  # noqa: E402
 import identity  # noqa: E402
 import profiles  # noqa: E402
@@ -285,7 +286,9 @@ PARTS = {
     "privileged": lambda steps, s, c, pod: privileged(steps, s, c),
     "profiles": profiles.profiles,
     "refusers": profiles.refusers,
+    "privileges": lambda steps, s, c, pod: profiles.privileged(steps, s, c),
     "hostile": hostile.hostile,
+    "history": history.history,
     "identity": identity.identity,
     "defaults": lambda steps, s, c, pod: defaults(steps, s, c),
     "socket": lambda steps, s, c, pod: socket_of(steps, s),

@@ -493,6 +493,11 @@ def one_exec(pod, container, number):
         client.kill()
         client.communicate()
         return True
+    if number % 30 == 12:  # a program that is not there, on a terminal (CVE-2022-23471)
+        terminal = Terminal([*pod.c.base, "exec", "--transport", transport, "-it", container, "/none"])
+        terminal.until(rb"/none", 20 * pod.s.factor)
+        terminal.end()
+        return True
     if number % 3 == 0:  # cut in the middle
         client = pod.client("exec", "--transport", transport, container, "sh", "-c", "echo begun; sleep 1000")
         first = client.stdout.readline()

@@ -239,3 +239,24 @@ fn tar_makes_the_same_of_it() {
         assert_eq!(listing(&place.layer()), listing(theirs.path()), "{format}");
     }
 }
+
+/// Images of filesystems are not layers, whatever type they are said to have: no kernel parser sees them.
+#[test]
+fn filesystems_are_no_layers() {
+    for (at, magic) in [
+        (1024, &[0xe2, 0xe1, 0xf5, 0xe0][..]), // EROFS
+        (0, b"hsqs"),                          // squashfs
+        (1080, &[0x53, 0xef]),                 // ext4
+        (0, b"XFSB"),
+        (65_536 + 64, b"_BHRfS_M"),
+    ] {
+        let mut image = vec![0; 128 << 10];
+        image[at..at + magic.len()].copy_from_slice(magic);
+        let place = Place::new();
+        let error = place.apply(&image).unwrap_err();
+        assert_eq!(error.kind(), Kind::InvalidArgument, "{at}: {error}");
+        let place = Place::new();
+        let error = place.apply(&gzip(&image)).unwrap_err();
+        assert_eq!(error.kind(), Kind::InvalidArgument, "{at}: {error}");
+    }
+}

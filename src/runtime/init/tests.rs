@@ -5,6 +5,7 @@ mod hooks;
 mod mounts;
 mod pods;
 mod processes;
+mod protocol;
 mod seccomp;
 mod userns;
 

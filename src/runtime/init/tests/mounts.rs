@@ -417,3 +417,59 @@ fn a_racing_neighbour_does_not_lead_outside() {
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
     assert_eq!(host_mounts(), before);
 }
+
+/// What a VOLUME of the image is filled with comes from the container's root, wherever a link leads (CVE-2022-23648).
+#[test]
+fn a_declared_volume_behind_a_link_copies_nothing_of_the_node() {
+    for (link, volume) in [
+        ("{}", "/data"),
+        ("../../../../../..{}", "/data"),
+        ("/proc/1/root{}", "/data"),
+        ("{}", "/data/.."),
+        ("/", "/data{}"),
+    ] {
+        let image = Image::new();
+        let outside = made(image.host("outside"));
+        write(&outside.join("secret"), "of the node\n");
+        let shown = outside.display().to_string();
+        symlink(link.replace("{}", &shown), image.root().join("data")).unwrap();
+        let mut plan = plan(&image, "cat /data/secret 2>/dev/null || echo none");
+        let own = made(image.host("volume"));
+        plan.declared_volumes = vec![(own.clone(), volume.replace("{}", &shown))];
+        run(&plan, |outcome| {
+            if outcome.fault.is_none() {
+                assert_eq!(outcome.text(), "none", "{link} {volume}");
+            }
+        });
+        for copied in [own.join("secret"), own.join("outside/secret")] {
+            assert!(!copied.exists(), "{link} {volume}");
+        }
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
+    }
+}
+
+/// Sysctls are written to a procfs that is mounted nowhere: what lies at `/proc` is nothing to us (CVE-2025-52881).
+#[test]
+fn sysctls_are_not_written_by_a_path_of_the_container() {
+    const FILE: &str = "sys/net/ipv4/ip_unprivileged_port_start";
+    let image = Image::new();
+    image.write(&format!("proc/{FILE}"), "of the image\n");
+    let cover = made(image.host("cover"));
+    write(&cover.join("ip_unprivileged_port_start"), "of a volume\n");
+    let mut plan = plan(&image, &format!("cat /proc/{FILE} /real/{FILE}"));
+    plan.mounts.retain(|mount| mount.target != "/proc");
+    plan.mounts.push(filesystem("proc", "/real", &[], false));
+    plan.sysctls = vec![(
+        "net.ipv4.ip_unprivileged_port_start".to_owned(),
+        "77".to_owned(),
+    )];
+    run(&plan, |outcome| {
+        assert_eq!(outcome.text(), "of the image\n77");
+    });
+    plan.mounts.push(bind(&cover, "/proc/sys/net/ipv4"));
+    run(&plan, |outcome| {
+        assert_eq!(outcome.text(), "of a volume\n77");
+    });
+    let kept = fs::read_to_string(cover.join("ip_unprivileged_port_start"));
+    assert_eq!(kept.unwrap(), "of a volume\n");
+}

@@ -156,6 +156,32 @@ fn commands_that_cannot_run() {
     }
 }
 
+/// A console is put over whatever a volume has at its place, and never where a link leads (CVE-2025-52565).
+#[test]
+fn a_console_that_is_a_link() {
+    for link in ["{}", "../../../../../..{}", "/proc/1/root{}", "pts/0"] {
+        let image = Image::new();
+        let outside = made(image.host("outside"));
+        write(&outside.join("file"), "of the node\n");
+        let dev = made(image.host("dev"));
+        let target = outside.join("file").display().to_string();
+        symlink(link.replace("{}", &target), dev.join("console")).unwrap();
+        let mut plan = plan(&image, "echo x > /dev/console; echo done");
+        plan.process.terminal = true;
+        plan.devices.clear();
+        plan.mounts[1] = bind(&dev, "/dev");
+        let before = host_mounts();
+        run(&plan, |outcome| {
+            // It is there as a terminal, or not at all.
+            assert!(outcome.fault.is_some() || outcome.output.contains("done"));
+        });
+        let kept = fs::read_to_string(outside.join("file")).unwrap();
+        assert_eq!(kept, "of the node\n", "{link}");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
+        assert_eq!(host_mounts(), before);
+    }
+}
+
 #[test]
 fn a_terminal() {
     let image = Image::new();
