@@ -14,6 +14,8 @@ pub(crate) mod hook;
 pub(crate) mod id;
 pub(crate) mod image;
 pub(crate) mod pod;
+#[cfg(feature = "daemon")]
+pub(crate) mod room;
 pub(crate) mod security;
 pub(crate) mod stats;
 #[cfg(feature = "daemon")]

@@ -3,7 +3,6 @@
 //! What containers use is not here: kubelet serves that, from `ListPodSandboxMetrics`.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Request, Response, StatusCode};
@@ -11,21 +10,26 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::base::container::{ContainerFilter, ContainerState};
 use crate::base::counters::{self, head, sample};
 use crate::base::pod::{PodFilter, PodState};
+use crate::base::room::Room;
 use crate::base::tasks::Tasks;
 use crate::cri::calls;
 use crate::engine::Engine;
 
-/// Connections at a time; one more waits.
-const CONNECTIONS: usize = 8;
+/// Connections at a time; for one more the oldest is closed.
+const CONNECTIONS: usize = 500;
+/// How long none is closed for another one.
+const GRACE: Duration = Duration::from_secs(1);
 /// How long a client may take to send its request.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a connection may live.
-const LIFE: Duration = Duration::from_secs(600);
+const LIFE: Duration = Duration::from_secs(20);
+/// Bytes of a request's head.
+const MAX_HEAD: usize = 16 * 1024;
 
 /// Listens on an address.
 ///
@@ -44,29 +48,32 @@ pub(super) async fn serve(
     tasks: Tasks,
     mut closing: watch::Receiver<bool>,
 ) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let room = Room::new(CONNECTIONS, GRACE);
     loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
-            return;
-        };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = closing.wait_for(|closing| *closing) => return,
         };
-        let (engine, mut ending) = (engine.clone(), closing.clone());
         match accepted {
-            Ok((stream, _)) => drop(tasks.spawn(async move {
-                let service = service_fn(move |request| answer(request, engine.clone()));
-                let served = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(PATIENCE)
-                    .serve_connection(TokioIo::new(stream), service);
-                tokio::select! {
-                    _ = tokio::time::timeout(LIFE, served) => {}
-                    _ = ending.wait_for(|closing| *closing) => {}
-                }
-                drop(permit);
-            })),
+            Ok((stream, _)) => {
+                let (place, loss) = room.enter().await;
+                let (engine, mut ending) = (engine.clone(), closing.clone());
+                drop(tasks.spawn(async move {
+                    let service = service_fn(move |request| answer(request, engine.clone()));
+                    let served = http1::Builder::new()
+                        .timer(TokioTimer::new())
+                        .header_read_timeout(PATIENCE)
+                        .max_buf_size(MAX_HEAD)
+                        .keep_alive(false)
+                        .serve_connection(TokioIo::new(stream), service);
+                    tokio::select! {
+                        _ = tokio::time::timeout(LIFE, served) => {}
+                        () = loss.happens() => {}
+                        _ = ending.wait_for(|closing| *closing) => {}
+                    }
+                    drop(place);
+                }));
+            }
             Err(error) => {
                 tracing::warn!(%error, "connection for metrics not accepted");
                 tokio::time::sleep(Duration::from_millis(100)).await;

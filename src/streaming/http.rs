@@ -11,10 +11,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::tls::{Tls, Wire};
 use super::{Endpoint, Limits, Sessions, StreamRequest, port_forward, remote_command, websocket};
+use crate::base::room::{Place, Room};
 use crate::base::tasks::Tasks;
 
 /// Name of SPDY in `Upgrade`.
@@ -22,6 +22,9 @@ pub(super) const SPDY: &str = "SPDY/3.1";
 /// Protocols of a session over SPDY, in both directions.
 static STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
 static WEBSOCKET_PROTOCOL: HeaderName = HeaderName::from_static("sec-websocket-protocol");
+
+/// Bytes of a request's head: kubelet's are a few hundred.
+const MAX_HEAD: usize = 16 * 1024;
 
 /// A client whose machine is gone is asked after when nothing has come for this long,
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
@@ -49,18 +52,24 @@ pub(super) enum Transport {
     WebSocket(String),
 }
 
-/// Accepts connections for ever.
+/// Accepts connections for ever. Those that have not shown a token share a room: a crowd of them costs its own places,
+/// never that of a client that asks for something.
 pub(super) async fn serve(listener: TcpListener, site: Site) {
-    let room = Arc::new(Semaphore::new(site.limits.unanswered));
+    let room = Room::new(site.limits.unanswered, site.limits.grace);
     loop {
         match listener.accept().await {
-            Ok((socket, _peer)) => match Arc::clone(&room).try_acquire_owned() {
-                Ok(place) => {
-                    let tasks = site.tasks.clone();
-                    drop(tasks.spawn(connection(socket, site.clone(), place)));
-                }
-                Err(_full) => tracing::debug!("too many streaming connections without a request"),
-            },
+            Ok((socket, _peer)) => {
+                let (place, loss) = room.enter().await;
+                let (tasks, site) = (site.tasks.clone(), site.clone());
+                drop(tasks.spawn(async move {
+                    tokio::select! {
+                        () = connection(socket, site, place) => {}
+                        () = loss.happens() => {
+                            tracing::debug!("streaming connection closed: others came, and it had sent no request");
+                        }
+                    }
+                }));
+            }
             Err(error) => {
                 // Out of descriptors, say: others may free some.
                 tracing::warn!(%error, "streaming connection not accepted");
@@ -78,40 +87,44 @@ fn set_options(socket: &TcpStream) -> std::io::Result<()> {
     Ok(sockopt::set_tcp_keepcnt(socket, KEEP_ALIVE_COUNT)?)
 }
 
-/// Answers what comes on a connection, as long as no answer is an upgrade; the session owns the connection then.
-async fn connection(socket: TcpStream, site: Site, place: OwnedSemaphorePermit) {
+/// Answers the request of a connection; after an upgrade the session owns that.
+async fn connection(socket: TcpStream, site: Site, place: Place) {
     if let Err(error) = set_options(&socket) {
         tracing::debug!(%error, "streaming socket without its options");
     }
-    let patience = site.limits.creation;
+    let patience = site.limits.request;
     let opened = Wire::open(socket, site.tls.as_deref(), patience).await;
     let Some(socket) = opened else { return };
+    let place = Arc::new(place);
     let service = service_fn(move |request| {
-        let site = site.clone();
-        async move { Ok::<_, Infallible>(answer(request, &site)) }
+        let (site, place) = (site.clone(), place.clone());
+        async move { Ok::<_, Infallible>(answer(request, &site, &place)) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(patience)
+        .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(socket), service)
         .with_upgrades();
-    // The header's limit tells how a request may come; this one, how long a client may go on with requests, bodies and
-    // answers that it does not take.
+    // The header's limit tells how a request may come; this one, how long a client may go on with a body and with an
+    // answer that it does not take.
     match tokio::time::timeout(patience * 2, served).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "streaming connection ended"),
         Err(_elapsed) => tracing::debug!("streaming connection closed: no upgrade in time"),
     }
-    drop(place);
 }
 
 fn plain(status: StatusCode, text: &str) -> Response<String> {
     let mut response = Response::new(format!("{text}\n"));
     *response.status_mut() = status;
+    // One request for a connection: the next would have its time again.
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(CONNECTION, close);
     response
 }
 
-fn answer(request: Request<Incoming>, site: &Site) -> Response<String> {
+fn answer(request: Request<Incoming>, site: &Site, place: &Place) -> Response<String> {
     if !matches!(*request.method(), Method::GET | Method::POST) {
         return plain(StatusCode::METHOD_NOT_ALLOWED, "use GET or POST");
     }
@@ -131,8 +144,10 @@ fn answer(request: Request<Incoming>, site: &Site) -> Response<String> {
             "a websocket handshake needs Sec-WebSocket-Key",
         );
     };
-    // Only now: a request that cannot be served must not use up the token.
-    let Some(wanted) = site.sessions.redeem(verb, token) else {
+    // Only now: a request that cannot be served must not use up the token. Whoever shows one that counts is put out no
+    // more; who was put out has not used it.
+    let known = site.sessions.knows(verb, token) && place.leave();
+    let Some(wanted) = known.then(|| site.sessions.redeem(verb, token)).flatten() else {
         return plain(
             StatusCode::NOT_FOUND,
             "this token was used already, is too old, or was never given",

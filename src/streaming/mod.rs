@@ -116,14 +116,18 @@ pub(crate) struct Limits {
     pub(crate) token_life: Duration,
     /// How many tokens may wait.
     pub(crate) tokens: usize,
-    /// How long a client may take to send its request, and then to open the streams of a session.
+    /// How long a client may take for a TLS handshake, and for its request.
+    pub(crate) request: Duration,
+    /// How long a client may take to open the streams of a session.
     pub(crate) creation: Duration,
     /// How long a session may be silent in both directions.
     pub(crate) idle: Duration,
     /// How long the pod may be silent on a forwarded connection whose client has closed its half.
     pub(crate) half_closed: Duration,
-    /// How many connections may be open whose request has not been answered yet; one more is closed.
+    /// How many connections may be open that have not shown a token; for one more the oldest of them is closed.
     pub(crate) unanswered: usize,
+    /// How long none of them is closed for another one.
+    pub(crate) grace: Duration,
 }
 
 impl Default for Limits {
@@ -131,10 +135,12 @@ impl Default for Limits {
         Self {
             token_life: Duration::from_secs(60),
             tokens: 1000,
+            request: Duration::from_secs(5),
             creation: Duration::from_secs(30),
             idle: Duration::from_secs(4 * 60 * 60),
             half_closed: Duration::from_secs(60),
             unanswered: 1000,
+            grace: Duration::from_secs(1),
         }
     }
 }

@@ -126,6 +126,14 @@ impl Sessions {
         Ok(token)
     }
 
+    /// Does a request wait under this token for this verb?
+    pub(super) fn knows(&self, verb: &str, token: &str) -> bool {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.get(token).is_some_and(|(since, request)| {
+            request.verb() == verb && since.elapsed() < self.limits.token_life
+        })
+    }
+
     /// The request under a token for this verb; it is gone afterwards. `None`: used, too old, or never given.
     pub(super) fn redeem(&self, verb: &str, token: &str) -> Option<StreamRequest> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);

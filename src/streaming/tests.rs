@@ -153,6 +153,10 @@ async fn upgrade(url: &str, headers: &str) -> (u16, String, TcpStream) {
     }
     let head = String::from_utf8(head).unwrap();
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    // After anything but an upgrade the connection ends.
+    let then = if status == 101 { "upgrade" } else { "close" };
+    let small = head.to_lowercase();
+    assert!(small.contains(&format!("connection: {then}\r\n")), "{head}");
     (status, head, socket)
 }
 

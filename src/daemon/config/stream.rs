@@ -13,10 +13,15 @@ const LONGEST: u64 = 30 * 24 * 60 * 60;
 impl Config {
     /// Times of the streaming server.
     pub(crate) fn stream_limits(&self) -> Limits {
+        let (usual, creation) = (
+            Limits::default(),
+            Duration::from_secs(self.stream_creation_timeout),
+        );
         Limits {
-            creation: Duration::from_secs(self.stream_creation_timeout),
+            request: usual.request.min(creation),
+            creation,
             idle: Duration::from_secs(self.stream_idle_timeout),
-            ..Limits::default()
+            ..usual
         }
     }
 

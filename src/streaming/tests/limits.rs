@@ -249,48 +249,86 @@ async fn the_inputs_of_a_connection_share_one_budget() {
     assert_eq!(limit(input.recv()).await.unwrap().len(), 5 << 20);
 }
 
+/// Waits until the server has closed the connection.
+async fn closed(mut socket: TcpStream) {
+    let mut rest = vec![];
+    let _reset = limit(socket.read_to_end(&mut rest)).await.is_err();
+}
+
+/// Connections that send this and then nothing.
+async fn crowd(host: &str, sizes: std::ops::Range<usize>, text: &[u8]) -> Vec<TcpStream> {
+    let mut all = vec![];
+    for _ in sizes {
+        let mut socket = TcpStream::connect(host).await.unwrap();
+        // The server may have closed it by now.
+        let _lost = socket.write_all(text).await.is_err();
+        all.push(socket);
+    }
+    all
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_without_a_request_are_few_and_short() {
     let limits = Limits {
-        creation: SECOND,
-        unanswered: 2,
+        request: SECOND,
         ..Limits::default()
     };
     let f = fixture_with(limits).await;
-    // Upgraded ones do not count.
-    let mut sessions = vec![];
-    for _ in 0..4 {
-        let url = f.server.url(exec("stall", "io")).unwrap();
-        let mut spdy = Spdy::connect(&url, "v4.channel.k8s.io").await;
-        spdy.streams().await;
-        sessions.push(spdy);
-    }
-    f.running(4).await;
     let host = f.server.url(exec("x", "o")).unwrap();
     let host = host.split('/').nth(2).unwrap();
-    let mut silent = vec![];
-    for part in ["", "GET /ex"] {
-        let mut socket = TcpStream::connect(host).await.unwrap();
-        socket.write_all(part.as_bytes()).await.unwrap();
-        silent.push(socket);
+    for text in ["", "GET /ex", "POST /exec/x HTTP/1.1\r\nHost: x\r\nX-Y: "] {
+        for socket in crowd(host, 0..2, text.as_bytes()).await {
+            closed(socket).await;
+        }
     }
-    let end = |mut socket: TcpStream| async move {
-        let mut rest = vec![];
-        let _reset = socket.read_to_end(&mut rest).await.is_err();
+    // Bytes that keep coming do not make the time longer.
+    let mut slow = TcpStream::connect(host).await.unwrap();
+    limit(async {
+        while slow.write_all(b"GET").await.is_ok() {
+            tokio::time::sleep(SECOND / 20).await;
+        }
+    })
+    .await;
+    // A head without end is no head.
+    let mut long = TcpStream::connect(host).await.unwrap();
+    long.write_all(b"GET /exec/x HTTP/1.1\r\nX: ")
+        .await
+        .unwrap();
+    limit(async { while long.write_all(&[b'x'; 4096]).await.is_ok() {} }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_without_requests_keeps_nobody_out() {
+    let limits = Limits {
+        request: SECOND * 3600,
+        unanswered: 4,
+        grace: SECOND / 20,
+        ..Limits::default()
     };
-    let start = std::time::Instant::now();
-    let third = TcpStream::connect(host).await.unwrap();
-    limit(end(third)).await;
-    assert!(
-        start.elapsed() < SECOND / 2,
-        "one too many is closed at once"
-    );
-    for socket in silent {
-        limit(end(socket)).await;
+    let f = fixture_with(limits).await;
+    let host = f.server.url(exec("x", "o")).unwrap();
+    let host = host.split('/').nth(2).unwrap().to_owned();
+    let mut sessions = vec![];
+    let texts = [
+        "",
+        "\x16\x03\x01",
+        "GET /exec/",
+        "GET /exec/none HTTP/1.1\r\nConnection: Upgrade\r\n",
+        // Answered, and the answer not taken.
+        "GET /exec/none HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nContent-Length: 9\r\n\r\n",
+    ];
+    for text in texts {
+        let held = crowd(&host, 0..12, text.as_bytes()).await;
+        let url = f.server.url(exec("stall", "io")).unwrap();
+        let mut spdy = limit(Spdy::connect(&url, "v4.channel.k8s.io")).await;
+        limit(spdy.streams()).await;
+        sessions.push((spdy, held));
     }
-    // There is room again.
-    let url = f.server.url(exec("x", "o")).unwrap();
-    assert_eq!(upgrade(&url, "Upgrade: SPDY/3.1\r\n").await.0, 101);
+    // A session is no place in the room: none of them was put out by the next crowd.
+    f.running(texts.len()).await;
+    let first = sessions.remove(0).1.remove(0);
+    closed(first).await;
+    f.running(texts.len() - 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
