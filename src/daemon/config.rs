@@ -170,7 +170,8 @@ config! {
     stream_address: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
     /// Port of the same. 0: any free one.
     stream_port: u16 = 0;
-    /// Seconds that a client may take for a TLS handshake, for its request, and then for opening the streams of a session.
+    /// Seconds that a client may take for opening the streams of a session. For a TLS handshake and for its request it has 5
+    /// (or this, if that is less).
     stream_creation_timeout: u64 = 30;
     /// Seconds without a byte in either direction after which a session is closed.
     stream_idle_timeout: u64 = 14400;
@@ -194,6 +195,9 @@ config! {
     max_concurrent_downloads: usize = 6;
     /// Seconds without a byte after which a pull fails.
     pull_progress_timeout: u64 = 60;
+    /// Fetch a layer over http where a registry of https redirects to it (Harbor with a plain store): without credentials,
+    /// and checked by its digest. Manifests, tokens and credentials never go that way.
+    registry_http_blobs: bool = true;
     /// What is logged to stderr: `error`, `warn`, `info`, `debug`, `trace`, or per module as in `info,berth::images=debug`.
     log_level: String = "info".to_owned();
     /// How it is logged: `text` or `json`.

@@ -51,6 +51,7 @@ pub(super) async fn open(config: &Config, tasks: &Tasks) -> Result<Engine, PartE
             root: config.root.clone(),
             registry_config_paths: config.registry_config_path.0.clone(),
             concurrent_downloads: config.max_concurrent_downloads,
+            http_blobs: config.registry_http_blobs,
             pull_progress_timeout: Duration::from_secs(config.pull_progress_timeout),
             pinned: vec![],
         },

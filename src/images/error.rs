@@ -57,6 +57,14 @@ pub(crate) enum ImageError {
         /// What happened.
         reason: String,
     },
+    /// The registry leads to where it is not followed.
+    #[error("{registry} {reason}")]
+    Astray {
+        /// Host that does.
+        registry: String,
+        /// Where it leads, why not there, and the mend.
+        reason: String,
+    },
     /// The registry asks for patience, and ours is at its end.
     #[error("{registry} limits requests: {reason}")]
     RateLimited {
@@ -192,7 +200,9 @@ impl HasKind for ImageError {
             Self::RegistryUnavailable { .. } | Self::RateLimited { .. } | Self::Shutdown => {
                 Kind::Unavailable
             }
-            Self::Digest { .. } | Self::HostsFile { .. } => Kind::FailedPrecondition,
+            Self::Digest { .. } | Self::HostsFile { .. } | Self::Astray { .. } => {
+                Kind::FailedPrecondition
+            }
             Self::Unsupported { .. } => Kind::Unimplemented,
             Self::Io { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull

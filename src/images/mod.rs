@@ -65,6 +65,8 @@ pub(crate) struct ImagesConfig {
     pub(crate) concurrent_downloads: usize,
     /// A pull that gets nothing for so long tries the next mirror, then fails.
     pub(crate) pull_progress_timeout: Duration,
+    /// Follow a redirect of a blob from https to http, without credentials.
+    pub(crate) http_blobs: bool,
     /// Names that the kubelet must not collect.
     pub(crate) pinned: Vec<String>,
 }
@@ -79,6 +81,7 @@ impl Default for ImagesConfig {
             ],
             concurrent_downloads: 3,
             pull_progress_timeout: Duration::from_secs(60),
+            http_blobs: true,
             pinned: vec![],
         }
     }

@@ -95,7 +95,7 @@ impl ImageStore {
     /// # Errors
     ///
     /// [`ImageError::Reference`], [`ImageError::NotInRegistry`], [`ImageError::Denied`],
-    /// [`ImageError::RegistryUnavailable`], [`ImageError::RateLimited`], [`ImageError::HostsFile`],
+    /// [`ImageError::RegistryUnavailable`], [`ImageError::RateLimited`], [`ImageError::HostsFile`], [`ImageError::Astray`],
     /// [`ImageError::NoPlatform`], [`ImageError::Manifest`], [`ImageError::Unsupported`],
     /// [`ImageError::Digest`], [`ImageError::Archive`], [`ImageError::TooLarge`], [`ImageError::Io`].
     pub(crate) async fn pull(
@@ -205,6 +205,7 @@ impl ImageStore {
             credentials,
             tokens: self.tokens(),
             patience: self.patience(),
+            http_blobs: self.0.config.http_blobs,
         };
         // A few small files; certificates of TLS are read once a pull.
         let registry = Registry::open(reference, self.registry_directories(), &access)?;

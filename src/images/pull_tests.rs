@@ -1,6 +1,7 @@
 //! Pulls against registries that serve, lie, hang and break off.
 
 mod credentials;
+mod redirects;
 
 use std::fs;
 use std::path::Path;

@@ -5,8 +5,9 @@
 //!            401, Basic ───────────────────────────────────────────────────────────────────> GET blob
 //! ```
 //!
-//! Credentials go to the host that was configured for the registry and to the realm it names, never to
-//! where it redirects; and never in the clear to a realm when the registry itself is spoken to by TLS.
+//! Credentials go to the host that was configured for the registry and to the realm it names itself, never to where one
+//! of them redirects; and never in the clear to a realm when the registry itself is spoken to by TLS. To whom a redirect
+//! leads we are nobody: what it asks for it gets from its own realm, anonymously, and its token is for it alone.
 //! Distribution: "Token Authentication Specification", "Oauth2 Token Authentication".
 
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ use serde::Deserialize;
 
 use crate::base::image::Credentials;
 use crate::images::digest::Digest;
+use crate::images::registry::hosts::{Host, HostKind, is_local};
 
 /// Where the specification does not say how long a token is good.
 const DEFAULT_LIFE: Duration = Duration::from_secs(60);
@@ -105,20 +107,22 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// The part of `credentials` that `host` (name and port) may see, when it is asked for images of
-    /// `registry`.
-    pub(crate) fn for_host(
-        credentials: Option<&Credentials>,
-        registry: &str,
-        host: &str,
-        own: bool,
-    ) -> Self {
+    /// The part of `credentials` that `host` may see, when it is asked for images of `registry`. What names no server
+    /// goes to mirrors too, but not in the clear.
+    pub(crate) fn for_host(credentials: Option<&Credentials>, registry: &str, host: &Host) -> Self {
         let Some(given) = credentials else {
             return Self::default();
         };
+        let name = authority(&host.base);
+        let clear = host.base.scheme() == "http" && !is_local(&name);
         let meant = server_of(&given.server_address);
-        let fits =
-            meant.is_empty() || meant == host || own && canonical(&meant) == canonical(registry);
+        let fits = if meant.is_empty() {
+            !(clear && host.kind == HostKind::Mirror)
+        } else {
+            let own = host.kind == HostKind::Registry;
+            let same = meant == name || own && canonical(&meant) == canonical(registry);
+            same && !(clear && given.server_address.starts_with("https://"))
+        };
         if !fits {
             return Self::default();
         }
@@ -145,6 +149,20 @@ impl Identity {
         let text = format!("{user}:{password}");
         let text = base64::engine::general_purpose::STANDARD.encode(text);
         Some(format!("Basic {text}"))
+    }
+
+    /// Is anything known that others must not know?
+    pub(crate) fn is_secret(&self) -> bool {
+        self.secrets().next().is_some()
+    }
+
+    /// Everything that must stand in no message.
+    pub(crate) fn secrets(&self) -> impl Iterator<Item = String> {
+        let basic = self.basic().map(|basic| basic.replace("Basic ", ""));
+        let password = self.user.as_ref().map(|(_, password)| password.clone());
+        let tokens = [self.identity_token.clone(), self.registry_token.clone()];
+        let all = basic.into_iter().chain(password).chain(tokens);
+        all.filter(|secret| !secret.is_empty())
     }
 
     /// A name for what is known, which tells nothing of it.
@@ -197,32 +215,65 @@ pub(crate) enum TokenRequest {
     Post(Url, String),
 }
 
-/// The request for a token that `challenge` asks for; `None`: credentials may not go there, or there is
-/// no such place.
+/// A realm that is not asked.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadRealm {
+    /// No http or https URL.
+    #[error("names no usable realm: it must be an http or https URL without a user name")]
+    Url,
+    /// From https to http: neither secrets nor tokens go there.
+    #[error(
+        "is spoken to by https and names the realm {place} by http: not asked, a token would travel in the clear. Have it name an https realm"
+    )]
+    Falls {
+        /// Name and port.
+        place: String,
+    },
+    /// The secret would leave the machine in the clear.
+    #[error(
+        "is on this machine and names the realm {place} by http: not asked, the secret would travel in the clear. Have it name an https realm"
+    )]
+    Leaves {
+        /// Name and port.
+        place: String,
+    },
+}
+
+/// The request for a token that a challenge asks for, which came in an answer for `asked`.
+///
+/// # Errors
+///
+/// [`BadRealm`]
 pub(crate) fn token_request(
     realm: &str,
     (service, scope): (&str, &str),
     identity: &Identity,
-    registry_is_tls: bool,
-) -> Option<TokenRequest> {
-    let mut url = Url::parse(realm).ok()?;
-    let safe = match url.scheme() {
-        "https" => true,
-        "http" => !registry_is_tls,
-        _ => return None,
-    };
-    if !url.username().is_empty() || url.password().is_some() {
-        return None;
+    asked: &Url,
+) -> Result<TokenRequest, BadRealm> {
+    let mut url = Url::parse(realm).map_err(|_no_url| BadRealm::Url)?;
+    let named = !url.username().is_empty() || url.password().is_some();
+    if named || !url.has_host() || !matches!(url.scheme(), "http" | "https") {
+        return Err(BadRealm::Url);
     }
-    if !identity.identity_token.is_empty() && safe {
-        let mut form = Url::parse("http://form/").ok()?;
+    if url.scheme() == "http" {
+        let place = authority(&url);
+        let local = |url: &Url| is_local(url.host_str().unwrap_or_default());
+        if asked.scheme() == "https" {
+            return Err(BadRealm::Falls { place });
+        }
+        if identity.is_secret() && local(asked) && !local(&url) {
+            return Err(BadRealm::Leaves { place });
+        }
+    }
+    if !identity.identity_token.is_empty() {
+        let mut form = Url::parse("http://form/").map_err(|_no_url| BadRealm::Url)?;
         form.query_pairs_mut()
             .append_pair("grant_type", "refresh_token")
             .append_pair("service", service)
             .append_pair("client_id", "berth")
             .append_pair("scope", scope)
             .append_pair("refresh_token", &identity.identity_token);
-        return Some(TokenRequest::Post(
+        return Ok(TokenRequest::Post(
             url,
             form.query().unwrap_or_default().to_owned(),
         ));
@@ -235,12 +286,20 @@ pub(crate) fn token_request(
         for scope in scope.split(' ').filter(|scope| !scope.is_empty()) {
             query.append_pair("scope", scope);
         }
-        if let Some((user, _)) = identity.user.as_ref().filter(|_| safe) {
+        if let Some((user, _)) = &identity.user {
             query.append_pair("account", user);
         }
     }
-    let basic = identity.basic().filter(|_| safe);
-    Some(TokenRequest::Get(url, basic))
+    Ok(TokenRequest::Get(url, identity.basic()))
+}
+
+/// Name and, where it is not the scheme's own, port.
+pub(crate) fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    }
 }
 
 /// Tokens that are still good, by what they are for and who they were given to.
@@ -250,6 +309,8 @@ pub(crate) struct Tokens(Mutex<HashMap<TokenKey, (String, Instant)>>);
 /// What a token is for, and whose it is.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct TokenKey {
+    /// The host that it is shown to.
+    holder: String,
     realm: String,
     service: String,
     scope: String,
@@ -263,9 +324,16 @@ impl std::fmt::Debug for Tokens {
 }
 
 impl TokenKey {
-    /// For what `challenge` asked of who is `identity`.
-    pub(crate) fn new(realm: &str, service: &str, scope: &str, identity: &Identity) -> Self {
+    /// For what the host `holder` asked of who is `identity`. Hosts that name the same realm get a token each: none sees
+    /// what was given for another.
+    pub(crate) fn new(
+        holder: &Url,
+        realm: &str,
+        (service, scope): (&str, &str),
+        identity: &Identity,
+    ) -> Self {
         Self {
+            holder: holder.origin().ascii_serialization(),
             realm: realm.to_owned(),
             service: service.to_owned(),
             scope: scope.to_owned(),
@@ -292,10 +360,26 @@ impl Tokens {
         }
     }
 
+    /// Takes them out of a text.
+    pub(crate) fn hide(&self, text: &mut String) {
+        let tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (token, _) in tokens.values() {
+            hide(text, token);
+        }
+    }
+
     /// Forgets a token that was refused.
     pub(crate) fn drop(&self, key: &TokenKey) {
         let mut tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         tokens.remove(key);
+    }
+}
+
+/// Takes a secret out of a text that others have written.
+pub(crate) fn hide(text: &mut String, secret: &str) {
+    // Shorter ones are in every text, and no secret.
+    if secret.len() >= 4 && text.contains(secret) {
+        *text = text.replace(secret, "(hidden)");
     }
 }
 
@@ -362,6 +446,14 @@ mod tests {
         }
     }
 
+    /// As `hosts.toml` of `registry` names it.
+    fn mirror(registry: &str, base: &str) -> Host {
+        let text = format!("[host.\"{base}\"]");
+        crate::images::registry::hosts::read(&text, registry)
+            .unwrap()
+            .remove(0)
+    }
+
     #[test]
     fn credentials_go_where_they_are_meant_to() {
         let given = |server: &str| Credentials {
@@ -370,33 +462,38 @@ mod tests {
             server_address: server.into(),
             ..Credentials::default()
         };
-        for (server, registry, host, own, seen) in [
-            ("", "r.io", "mirror", false, true),
-            ("r.io", "r.io", "r.io", true, true),
-            ("r.io", "r.io", "mirror", false, false),
-            ("mirror", "r.io", "mirror", false, true),
-            ("mirror", "r.io", "r.io", true, false),
+        for (server, registry, base, seen) in [
+            ("", "r.io", "https://mirror", true),
+            ("", "r.io", "http://mirror", false),
+            ("", "r.io", "http://127.0.0.1:5000", true),
+            ("", "r.io", "http://r.io", true),
+            ("r.io", "r.io", "https://r.io", true),
+            ("r.io", "r.io", "https://mirror", false),
+            ("mirror", "r.io", "https://mirror", true),
+            ("mirror", "r.io", "http://mirror", true),
+            ("https://mirror", "r.io", "http://mirror", false),
+            ("mirror", "r.io", "https://r.io", false),
             (
                 "https://index.docker.io/v1/",
                 "docker.io",
-                "registry-1.docker.io",
-                true,
+                "https://registry-1.docker.io",
                 true,
             ),
-            ("r.io:5000", "r.io", "r.io", true, false),
+            ("r.io:5000", "r.io", "https://r.io", false),
         ] {
-            let identity = Identity::for_host(Some(&given(server)), registry, host, own);
+            let identity =
+                Identity::for_host(Some(&given(server)), registry, &mirror(registry, base));
             assert_eq!(
                 identity.basic().is_some(),
                 seen,
-                "{server} {registry} {host}"
+                "{server} {registry} {base}"
             );
         }
         let auth = Credentials {
             auth: "dTpwOnE=".into(),
             ..Credentials::default()
         };
-        let identity = Identity::for_host(Some(&auth), "r", "r", true);
+        let identity = Identity::for_host(Some(&auth), "r", &mirror("r", "https://r"));
         assert_eq!(identity.user, Some(("u".into(), "p:q".into())));
     }
 
@@ -408,24 +505,62 @@ mod tests {
             identity_token: "i".into(),
             ..Credentials::default()
         };
-        let identity = Identity::for_host(Some(&secret), "r", "r", true);
+        let identity = Identity::for_host(Some(&secret), "r", &mirror("r", "https://r"));
         let about = ("s", "repository:a:pull");
-        let ask = |realm: &str, tls| token_request(realm, about, &identity, tls);
-        assert!(matches!(
-            ask("https://t", true),
-            Some(TokenRequest::Post(..))
-        ));
-        let Some(TokenRequest::Get(url, None)) = ask("http://t", true) else {
+        let ask = |realm: &str, asked: &str| {
+            let asked = Url::parse(asked).unwrap();
+            let nobody = Identity::default();
+            [&identity, &nobody].map(|identity| token_request(realm, about, identity, &asked))
+        };
+        let [post, get] = ask("https://t", "https://r");
+        assert!(matches!(post, Ok(TokenRequest::Post(..))));
+        let Ok(TokenRequest::Get(url, None)) = get else {
             panic!("anonymous")
         };
         assert!(!url.as_str().contains("account"));
-        assert!(matches!(
-            ask("http://t", false),
-            Some(TokenRequest::Post(..))
-        ));
-        for realm in ["file:///etc/passwd", "https://a:b@t", "nonsense"] {
-            assert!(ask(realm, true).is_none());
+        // Anonymous tokens do not travel in the clear either.
+        for asked in ask("http://t:81", "https://r") {
+            let place = "t:81".to_owned();
+            assert_eq!(asked.err(), Some(BadRealm::Falls { place }));
         }
+        assert!(ask("http://t", "http://r").iter().all(Result::is_ok));
+        assert!(
+            ask("http://localhost:1", "http://127.0.0.1:2")
+                .iter()
+                .all(Result::is_ok)
+        );
+        let [with, without] = ask("http://t", "http://localhost:5000");
+        assert!(matches!(with, Err(BadRealm::Leaves { .. })) && without.is_ok());
+        for realm in [
+            "file:///etc/passwd",
+            "https://a:b@t",
+            "https://a@t",
+            "nonsense",
+            "/token",
+            "//t/token",
+        ] {
+            assert!(
+                ask(realm, "https://r")
+                    .into_iter()
+                    .all(|asked| asked.err() == Some(BadRealm::Url))
+            );
+        }
+    }
+
+    #[test]
+    fn secrets_are_taken_out_of_what_others_say() {
+        let given = Credentials {
+            auth: "dXNlcjpwYXNzd29yZA==".into(),
+            registry_token: "tok-en".into(),
+            ..Credentials::default()
+        };
+        let identity = Identity::for_host(Some(&given), "r", &mirror("r", "https://r"));
+        let mut text = "no: password, dXNlcjpwYXNzd29yZA==, tok-en".to_owned();
+        identity
+            .secrets()
+            .for_each(|secret| hide(&mut text, &secret));
+        assert_eq!(text, "no: (hidden), (hidden), (hidden)");
+        assert!(!Identity::default().is_secret());
     }
 
     #[test]
@@ -439,10 +574,13 @@ mod tests {
             user: Some(("ab".into(), "c".into())),
             ..Identity::default()
         };
-        let key = |identity: &Identity| TokenKey::new("r", "s", "p", identity);
+        let url = |host: &str| Url::parse(&format!("https://{host}")).unwrap();
+        let of = |host, identity: &Identity| TokenKey::new(&url(host), "r", ("s", "p"), identity);
+        let key = |identity: &Identity| of("h", identity);
         tokens.put(key(&one), "t".into(), Duration::from_secs(60));
         assert_eq!(tokens.get(&key(&one)).as_deref(), Some("t"));
         assert_eq!(tokens.get(&key(&two)), None);
+        assert_eq!(tokens.get(&of("h:444", &one)), None);
         tokens.put(key(&two), "t".into(), Duration::from_secs(5));
         assert_eq!(tokens.get(&key(&two)), None);
         assert!(read_token(b"{\"token\":\"a\\nb\"}").is_none());

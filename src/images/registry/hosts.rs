@@ -12,6 +12,8 @@
 //!   client = [["client.cert", "client.key"]]
 //!   skip_verify = false
 //!   dial_timeout = "5s"
+//!   local_targets = ["127.0.0.1:5001"]          # berth's own: its realms and redirects may lead there though
+//!                                               # that is on the loopback or link-local
 //!   [host."https://mirror.example.org/v2/sub".header]
 //!     x-tenant = "one"
 //! ```
@@ -44,8 +46,53 @@ pub(crate) struct Host {
     pub(crate) headers: Vec<(String, String)>,
     /// For a connection to be there.
     pub(crate) dial_timeout: Option<Duration>,
-    /// The registry itself, not a mirror of it.
-    pub(crate) own: bool,
+    /// What it is to the registry.
+    pub(crate) kind: HostKind,
+    /// What its realms and redirects may lead to, however near that is.
+    pub(crate) local_targets: Vec<LocalTarget>,
+}
+
+/// What a host is to the registry that images are named after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HostKind {
+    /// The registry itself.
+    Registry,
+    /// The `server` that stands for it, or a `[host]` of its name.
+    Server,
+    /// A `[host]` of another name.
+    Mirror,
+}
+
+/// A place that `hosts.toml` lets a host lead to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LocalTarget {
+    /// Name or address as URLs have it.
+    host: String,
+    /// Absent: any.
+    port: Option<u16>,
+}
+
+impl LocalTarget {
+    /// `name`, `name:port`, `[v6]:port`; `None`: none of these.
+    fn parse(text: &str) -> Option<Self> {
+        let [one, other] = ["http", "https"].map(|scheme| {
+            let url = Url::parse(&format!("{scheme}://{text}")).ok()?;
+            let plain = url.username().is_empty() && url.password().is_none() && url.path() == "/";
+            (plain && url.query().is_none() && url.fragment().is_none()).then_some(url)
+        });
+        let (one, other) = (one?, other?);
+        Some(Self {
+            host: one.host_str()?.to_owned(),
+            // Each scheme leaves out its own.
+            port: one.port().or(other.port()),
+        })
+    }
+
+    /// Does the URL lead there?
+    pub(crate) fn is(&self, url: &Url) -> bool {
+        let port = url.port_or_known_default();
+        url.host_str() == Some(&self.host) && (self.port.is_none() || port == self.port)
+    }
 }
 
 /// How a connection is secured.
@@ -78,6 +125,8 @@ struct Section {
     header: BTreeMap<String, OneOrMany>,
     override_path: Option<bool>,
     dial_timeout: Option<String>,
+    #[serde(default)]
+    local_targets: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -166,18 +215,50 @@ fn bad(path: &Path, reason: impl Into<String>) -> ImageError {
 }
 
 fn parse(text: &str, registry: &str, path: &Path) -> Result<Vec<Host>, ImageError> {
-    let file: File = toml::from_str(text).map_err(|error| bad(path, error.to_string()))?;
+    let file: File = toml::from_str(text).map_err(|error| bad(path, words(text, &error)))?;
     let mut sections: Vec<_> = file.host.iter().collect();
     sections.sort_by_key(|(_, section)| section.span().start);
     let mut hosts = vec![];
     for (url, section) in sections {
         let section = section.get_ref();
-        let base =
-            base_of(url, section).map_err(|reason| bad(path, format!("host {url:?}: {reason}")))?;
-        hosts.push(host_of(base, section, registry, path)?);
+        let base = base_of(url, section)
+            .map_err(|reason| bad(path, format!("host {:?}: {reason}", shown(url))))?;
+        let mut host = host_of(base, section, registry, path)?;
+        let name = |url: &Url| url.host_str().map(str::to_owned);
+        let same =
+            Url::parse(&default_url(registry)).is_ok_and(|own| name(&own) == name(&host.base));
+        if !same {
+            host.kind = HostKind::Mirror;
+        }
+        hosts.push(host);
     }
     hosts.push(itself(registry, file.server.as_deref(), &file.own, path)?);
     Ok(hosts)
+}
+
+/// What is wrong with a file and on which line; nothing of what it holds, for headers may be secrets.
+fn words(text: &str, error: &toml::de::Error) -> String {
+    let at = error.span().map_or(0, |span| span.start);
+    let line = text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1;
+    let message = error.message();
+    // Values stand between quotation marks, which they may hold too.
+    let message = match (message.find('"'), message.rfind('"')) {
+        (Some(first), Some(last)) => {
+            format!("{}(a text){}", &message[..first], &message[last + 1..])
+        }
+        _ => message.to_owned(),
+    };
+    format!("line {line}: {message}")
+}
+
+/// A URL without what may be a secret in it.
+fn shown(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let Some((_user, place)) = authority.rsplit_once('@') else {
+        return url.to_owned();
+    };
+    format!("{scheme}://(hidden)@{place}")
 }
 
 /// The registry, or the server that stands for it.
@@ -189,10 +270,12 @@ fn itself(
 ) -> Result<Host, ImageError> {
     let default = default_url(registry);
     let url = server.unwrap_or(&default);
-    let base =
-        base_of(url, section).map_err(|reason| bad(path, format!("server {url:?}: {reason}")))?;
+    let base = base_of(url, section)
+        .map_err(|reason| bad(path, format!("server {:?}: {reason}", shown(url))))?;
     let mut host = host_of(base, section, registry, path)?;
-    host.own = server.is_none() || host.own;
+    if server.is_none() {
+        host.kind = HostKind::Registry;
+    }
     Ok(host)
 }
 
@@ -263,6 +346,14 @@ fn host_of(base: Url, section: &Section, registry: &str, path: &Path) -> Result<
                 .ok_or_else(|| bad(path, format!("dial_timeout: {text:?} is not like 5s")))?,
         ),
     };
+    let local_targets = section.local_targets.iter().map(|text| {
+        LocalTarget::parse(text).ok_or_else(|| {
+            let mend =
+                "write a name or an address, with a port if only that is meant: 127.0.0.1:5001";
+            bad(path, format!("local_targets: {text:?} is no place: {mend}"))
+        })
+    });
+    let local_targets = local_targets.collect::<Result<_, _>>()?;
     let headers = section.header.iter().flat_map(|(name, values)| {
         values
             .list()
@@ -277,7 +368,10 @@ fn host_of(base: Url, section: &Section, registry: &str, path: &Path) -> Result<
         )
     };
     Ok(Host {
-        own: default.is_some_and(|own| authority(&own) == authority(&base)),
+        kind: match default.is_some_and(|own| authority(&own) == authority(&base)) {
+            true => HostKind::Registry,
+            false => HostKind::Server,
+        },
         resolve: can("resolve"),
         pull: can("pull"),
         tls: Tls {
@@ -292,6 +386,7 @@ fn host_of(base: Url, section: &Section, registry: &str, path: &Path) -> Result<
         },
         headers: headers.collect(),
         dial_timeout,
+        local_targets,
         base,
     })
 }
@@ -340,13 +435,19 @@ fn docker_certificates(directory: &Path) -> Tls {
     tls
 }
 
+/// A text as a file would have it.
+///
+/// # Errors
+///
+/// [`ImageError::HostsFile`]
+#[cfg(test)]
+pub(crate) fn read(text: &str, registry: &str) -> Result<Vec<Host>, ImageError> {
+    parse(text, registry, Path::new("/c/r/hosts.toml"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn read(text: &str, registry: &str) -> Result<Vec<Host>, ImageError> {
-        parse(text, registry, Path::new("/c/r/hosts.toml"))
-    }
 
     fn bases(hosts: &[Host]) -> Vec<&str> {
         hosts.iter().map(|host| host.base.as_str()).collect()
@@ -381,7 +482,9 @@ mod tests {
         ];
         assert_eq!(bases(&hosts), expected);
         let first = &hosts[0];
-        assert!(first.resolve && first.pull && !first.own && first.tls.skip_verify);
+        assert!(
+            first.resolve && first.pull && first.kind == HostKind::Mirror && first.tls.skip_verify
+        );
         assert_eq!(
             first.tls.ca,
             [Path::new("/c/r/one.pem"), Path::new("/etc/two.pem")]
@@ -390,7 +493,7 @@ mod tests {
         assert_eq!(first.headers.len(), 3);
         assert_eq!(first.dial_timeout, Some(Duration::from_millis(60_500)));
         let last = &hosts[3];
-        assert!(last.own && last.pull && !last.resolve);
+        assert!(last.kind == HostKind::Registry && last.pull && !last.resolve);
     }
 
     #[test]
@@ -404,7 +507,7 @@ mod tests {
         ] {
             let hosts = load(&[], registry).unwrap();
             assert_eq!(bases(&hosts), [base]);
-            assert!(hosts[0].own);
+            assert_eq!(hosts[0].kind, HostKind::Registry);
         }
     }
 
@@ -443,6 +546,58 @@ mod tests {
         let tls = &load(&paths, "docker").unwrap()[0].tls;
         assert_eq!((tls.ca.len(), tls.client.len()), (1, 1));
         assert!(tls.client[0].1.is_some());
+    }
+
+    #[test]
+    fn places_that_a_host_may_lead_to() {
+        let text = "[host.\"https://a\"]\nlocal_targets = [\"127.1:5001\", \"Auth.Local\", \"[::1]:443\", \"b:80\"]";
+        let hosts = read(text, "r").unwrap();
+        let may = |url: &str| {
+            let url = Url::parse(url).unwrap();
+            hosts[0].local_targets.iter().any(|target| target.is(&url))
+        };
+        for url in [
+            "http://127.0.0.1:5001/x",
+            "https://auth.local/",
+            "http://auth.local:9",
+            "https://[::1]/",
+            "http://b/",
+        ] {
+            assert!(may(url), "{url}");
+        }
+        for url in [
+            "http://127.0.0.1/",
+            "http://[::1]/",
+            "https://b/",
+            "https://x.auth.local/",
+        ] {
+            assert!(!may(url), "{url}");
+        }
+        assert!(hosts[1].local_targets.is_empty());
+        for bad in ["", "a/b", "u@a", "http://a", "a:99999", "a?b", "a b"] {
+            let text = format!("local_targets = [\"{bad}\"]");
+            let error = read(&text, "r").unwrap_err().to_string();
+            assert!(error.contains("local_targets: "), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn no_error_tells_a_secret() {
+        for text in [
+            "[host.\"https://user:s3cret@a\"]",
+            "server = \"https://s3cret@a/v2\"",
+            "[host.\"https://a\".header]\nauthorization = \"Basic s3cret",
+            "[host.\"https://a\".header]\nauthorization = 's3cret' x",
+            "[host.\"https://a\"]\nheader = \"Bearer s3cret\"",
+            "[host.\"https://a\"]\nskip_verify = \"s3\\\"s3cret\"",
+        ] {
+            let error = read(text, "r").unwrap_err().to_string();
+            assert!(!error.contains("s3cret"), "{error}");
+            assert!(
+                error.contains("line ") || error.contains("(hidden)@a"),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub(crate) mod auth;
 pub(crate) mod hosts;
+mod reach;
 mod request;
 mod transport;
 
@@ -55,6 +56,8 @@ pub(crate) struct Access<'t> {
     pub(crate) tokens: &'t Tokens,
     /// How long a host may be silent.
     pub(crate) patience: Duration,
+    /// Follow a redirect of a blob from https to http.
+    pub(crate) http_blobs: bool,
 }
 
 /// Of two failures the one that says more.
@@ -64,6 +67,7 @@ fn worse(before: Option<ImageError>, after: ImageError) -> ImageError {
             error,
             ImageError::Denied { .. }
                 | ImageError::NotInRegistry { .. }
+                | ImageError::Astray { .. }
                 | ImageError::Digest { .. }
         )
     };
@@ -89,8 +93,8 @@ impl<'t> Registry<'t> {
     ) -> Result<Self, ImageError> {
         let mut hosts = vec![];
         for host in hosts::load(directories, reference.registry())? {
-            let client = transport::client(&host)?;
-            hosts.push(Asker::new(host, client, reference, access));
+            let clients = transport::Clients::new(&host)?;
+            hosts.push(Asker::new(host, clients, reference, access));
         }
         Ok(Self {
             reference: reference.clone(),
@@ -104,7 +108,7 @@ impl<'t> Registry<'t> {
     /// # Errors
     ///
     /// [`ImageError::NotInRegistry`], [`ImageError::Denied`], [`ImageError::RegistryUnavailable`],
-    /// [`ImageError::RateLimited`], [`ImageError::Digest`], [`ImageError::TooLarge`].
+    /// [`ImageError::Astray`], [`ImageError::RateLimited`], [`ImageError::Digest`], [`ImageError::TooLarge`].
     pub(crate) async fn resolve(&self) -> Result<Fetched, ImageError> {
         let path = format!("manifests/{}", self.reference.target());
         let by_tag = matches!(self.reference.target(), Target::Tag(_));

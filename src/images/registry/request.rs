@@ -1,13 +1,23 @@
 //! One request to one host: authorisation, redirects, patience.
+//!
+//! ```text
+//! host ──307──> storage ──401, Bearer realm──> the realm of the storage
+//!  │ who we are to the host                     │ nobody
+//! ```
+//!
+//! Every stop of the way is let in on its own account. Headers, credentials, tokens and the client certificate of the
+//! host are for requests that have not left it yet; one that comes back to it by way of others is a stranger's.
 
-use std::sync::{Mutex, PoisonError};
+mod token;
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::net::IpAddr;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{
-    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
-    WWW_AUTHENTICATE,
-};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 
 use crate::base::counters;
@@ -15,10 +25,10 @@ use crate::base::error::chain;
 use crate::images::error::ImageError;
 use crate::images::reference::Reference;
 use crate::images::registry::Access;
-use crate::images::registry::auth::{
-    Challenge, Identity, TokenKey, TokenRequest, Tokens, read_token, token_request,
-};
-use crate::images::registry::hosts::Host;
+use crate::images::registry::auth::{Challenge, Identity, Tokens, authority, hide};
+use crate::images::registry::hosts::{Host, HostKind};
+use crate::images::registry::reach::{Near, TooNear};
+use crate::images::registry::transport::{Clients, NoRoute, Role};
 
 const MAX_REDIRECTS: usize = 5;
 /// Requests that were answered by "later" or by a fault of the server.
@@ -33,43 +43,90 @@ const MAX_WORDS: usize = 200;
 /// One host, and who we are to it.
 pub(crate) struct Asker<'t> {
     host: Host,
-    client: Client,
+    clients: Clients,
     identity: Identity,
+    /// Who we are to everybody else.
+    nobody: Identity,
+    /// Credentials were given, and not for this host.
+    withheld: bool,
     tokens: &'t Tokens,
     patience: Duration,
+    http_blobs: bool,
     repository: String,
     reference: String,
     /// Name of the registry, for mirrors of several.
     registry: Option<String>,
-    /// The challenge that the host answered with last: it is met before it is repeated.
-    challenge: Mutex<Option<Challenge>>,
+    /// The challenge that each stop answered with last: it is met before it is repeated.
+    challenges: Mutex<HashMap<Stop, Challenge>>,
+}
+
+/// Who asks: origin, and whether as the host.
+type Stop = (String, bool);
+
+/// A place on the way of a request.
+struct Hop {
+    url: Url,
+    /// The host that was configured, never left.
+    home: bool,
+    /// The way went from https to http: no token is got here.
+    fallen: bool,
+    led: Led,
+}
+
+impl Hop {
+    fn stop(&self) -> Stop {
+        (self.url.origin().ascii_serialization(), self.home)
+    }
+}
+
+/// Who says that a URL is to be asked, and how.
+struct Led {
+    by: String,
+    verb: &'static str,
+}
+
+/// What a redirect may do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// Its digest is checked.
+    Blob,
+    Manifest,
+    Token,
+}
+
+impl Wanted {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Blob => "a blob",
+            Self::Manifest => "a manifest",
+            Self::Token => "the request for a token",
+        }
+    }
 }
 
 impl<'t> Asker<'t> {
     /// Asks `host` for the repository of `reference`.
     pub(crate) fn new(
         host: Host,
-        client: Client,
+        clients: Clients,
         reference: &Reference,
         access: &Access<'t>,
     ) -> Self {
-        let authority = authority(&host.base);
-        let identity = Identity::for_host(
-            access.credentials.as_ref(),
-            reference.registry(),
-            &authority,
-            host.own,
-        );
+        let credentials = access.credentials.as_ref();
+        let identity = Identity::for_host(credentials, reference.registry(), &host);
         Self {
-            registry: (!host.own).then(|| reference.registry().to_owned()),
+            registry: (host.kind != HostKind::Registry).then(|| reference.registry().to_owned()),
             host,
-            client,
+            clients,
+            withheld: credentials.is_some() && !identity.is_secret(),
             identity,
+            nobody: Identity::default(),
             tokens: access.tokens,
             patience: access.patience,
+            http_blobs: access.http_blobs,
             repository: reference.path().to_owned(),
             reference: reference.to_string(),
-            challenge: Mutex::default(),
+            challenges: Mutex::default(),
         }
     }
 
@@ -85,15 +142,58 @@ impl<'t> Asker<'t> {
 
     /// The host did not do as it should.
     pub(crate) fn broken(&self, reason: impl Into<String>) -> ImageError {
+        self.broken_at(&self.host.base, reason)
+    }
+
+    /// Nor did the one that it led to.
+    fn broken_at(&self, url: &Url, reason: impl Into<String>) -> ImageError {
         ImageError::RegistryUnavailable {
-            registry: self.name(),
-            reason: reason.into(),
+            registry: self.clean(authority(url)),
+            reason: self.clean(reason.into()),
         }
     }
 
-    fn silent(&self) -> ImageError {
+    fn astray(&self, led: &Led, where_to: impl std::fmt::Display) -> ImageError {
+        ImageError::Astray {
+            registry: self.clean(led.by.clone()),
+            reason: self.clean(format!("{} {where_to}", led.verb).trim().to_owned()),
+        }
+    }
+
+    fn too_near(&self, led: &Led, url: &Url, near: Near, address: Option<IpAddr>) -> ImageError {
+        let place = authority(url);
+        let address = address.map_or_else(String::new, |address| format!(" ({address})"));
+        let mend = format!(
+            "if that is meant, set local_targets = [{place:?}] for {} in hosts.toml",
+            self.name()
+        );
+        self.astray(
+            led,
+            format!("{place}, which is {near}{address}: not asked; {mend}"),
+        )
+    }
+
+    /// Without what nobody else may read: what others say may repeat what we told them.
+    fn clean(&self, mut text: String) -> String {
+        let headers = self.host.headers.iter().map(|(_, value)| value.clone());
+        let words = headers.flat_map(|value| {
+            let last = value.rsplit(' ').next().map(str::to_owned);
+            last.into_iter().chain([value])
+        });
+        let long = words.filter(|word| word.len() >= 8);
+        for secret in self.identity.secrets().chain(long) {
+            hide(&mut text, &secret);
+        }
+        self.tokens.hide(&mut text);
+        text
+    }
+
+    fn silent(&self, url: &Url) -> ImageError {
         counters::STALLS.add(1);
-        self.broken(format!("no data for {} s", self.patience.as_secs_f32()))
+        self.broken_at(
+            url,
+            format!("no data for {} s", self.patience.as_secs_f32()),
+        )
     }
 
     fn url(&self, path: &str) -> Url {
@@ -114,184 +214,177 @@ impl<'t> Asker<'t> {
     /// # Errors
     ///
     /// [`ImageError::NotInRegistry`], [`ImageError::Denied`], [`ImageError::RateLimited`],
-    /// [`ImageError::RegistryUnavailable`].
+    /// [`ImageError::RegistryUnavailable`], [`ImageError::Astray`].
     pub(crate) async fn get(
         &self,
         path: &str,
         headers: &[(HeaderName, HeaderValue)],
     ) -> Result<Response, ImageError> {
         let mut retries = 0;
-        let mut refusals = 0;
-        let mut refused = false;
         loop {
-            let authorization = self.authorization(refused).await?;
-            let known = authorization.is_some();
-            let response = self.follow(self.url(path), headers, authorization).await?;
+            let (response, hop) = self.follow(path, headers).await?;
             let status = response.status();
             let wait = match status {
                 StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(response),
-                StatusCode::UNAUTHORIZED
-                    if refusals < MAX_REFUSALS && self.note_challenge(&response, known) =>
-                {
-                    // Without a token nothing was refused yet: one that is kept may do.
-                    refused = known;
-                    refusals += 1;
-                    continue;
-                }
                 StatusCode::TOO_MANY_REQUESTS => retry_after(&response),
                 status if status.is_server_error() => Some(Duration::from_millis(250 << retries)),
                 _ => None,
             };
             match wait.filter(|_| retries < MAX_RETRIES) {
                 Some(wait) => tokio::time::sleep(wait.min(MAX_WAIT).min(self.patience)).await,
-                None => return Err(self.refused(response).await),
+                None => return Err(self.refused(response, self.withheld_from(&hop)).await),
             }
             retries += 1;
         }
     }
 
-    /// Keeps the challenge of a 401; false: there is nothing new to answer. `known`: we said already
-    /// who we are.
-    fn note_challenge(&self, response: &Response, known: bool) -> bool {
-        let headers = response.headers().get_all(WWW_AUTHENTICATE);
-        let challenge = Challenge::parse(headers.iter().filter_map(|value| value.to_str().ok()));
-        let useful = match &challenge {
-            None => false,
-            Some(Challenge::Basic) => !known && self.identity.basic().is_some(),
-            Some(Challenge::Bearer { .. }) => self.identity.unasked().is_none(),
-        };
-        *self
-            .challenge
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = challenge;
-        useful
-    }
-
-    /// For `Authorization`. `refused`: what was sent before did not do.
-    async fn authorization(&self, refused: bool) -> Result<Option<HeaderValue>, ImageError> {
-        if let Some(given) = self.identity.unasked() {
-            return Ok(secret(&given));
-        }
-        let challenge = self
-            .challenge
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        match challenge {
-            None => Ok(None),
-            Some(Challenge::Basic) => Ok(self.identity.basic().and_then(|basic| secret(&basic))),
-            Some(Challenge::Bearer {
-                realm,
-                service,
-                scope,
-            }) => {
-                let scope = match scope.is_empty() {
-                    true => format!("repository:{}:pull", self.repository),
-                    false => scope,
-                };
-                let key = TokenKey::new(&realm, &service, &scope, &self.identity);
-                if refused {
-                    self.tokens.drop(&key);
-                }
-                if let Some(token) = self.tokens.get(&key) {
-                    return Ok(secret(&format!("Bearer {token}")));
-                }
-                let token = self.fetch_token(&realm, (&service, &scope), key).await?;
-                Ok(secret(&format!("Bearer {token}")))
-            }
-        }
-    }
-
-    async fn fetch_token(
-        &self,
-        realm: &str,
-        about: (&str, &str),
-        key: TokenKey,
-    ) -> Result<String, ImageError> {
-        let tls = self.host.base.scheme() == "https";
-        let asked = token_request(realm, about, &self.identity, tls);
-        let asked =
-            asked.ok_or_else(|| self.broken(format!("names no usable realm: {realm:?}")))?;
-        let request = match asked {
-            TokenRequest::Get(url, basic) => {
-                let request = self.client.get(url);
-                match basic.and_then(|basic| secret(&basic)) {
-                    Some(basic) => request.header(AUTHORIZATION, basic),
-                    None => request,
-                }
-            }
-            TokenRequest::Post(url, form) => self
-                .client
-                .post(url)
-                .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-                .body(form),
-        };
-        let response = self.send(request).await?;
-        if !response.status().is_success() {
-            return Err(self.refused(response).await);
-        }
-        let body = self.body(response, MAX_REPLY, "token").await?;
-        let (token, life) =
-            read_token(&body).ok_or_else(|| self.broken("the realm's reply holds no token"))?;
-        self.tokens.put(key, token.clone(), life);
-        Ok(token)
-    }
-
-    async fn send(&self, request: RequestBuilder) -> Result<Response, ImageError> {
-        match tokio::time::timeout(self.patience, request.send()).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(self.broken(chain(&error.without_url()))),
-            Err(_elapsed) => Err(self.silent()),
-        }
-    }
-
-    /// Follows redirects. Authorisation and headers of the configuration stay with the host.
+    /// Follows redirects to the answer that is none, and tells from where it is.
     async fn follow(
         &self,
-        start: Url,
+        path: &str,
         headers: &[(HeaderName, HeaderValue)],
-        authorization: Option<HeaderValue>,
-    ) -> Result<Response, ImageError> {
-        let origin = start.origin();
-        let mut url = start;
+    ) -> Result<(Response, Hop), ImageError> {
+        let wanted = match path.starts_with("blobs/") {
+            true => Wanted::Blob,
+            false => Wanted::Manifest,
+        };
+        let mut hop = Hop {
+            url: self.url(path),
+            home: true,
+            fallen: false,
+            led: Led {
+                by: self.name(),
+                verb: "is now at",
+            },
+        };
         for _ in 0..=MAX_REDIRECTS {
-            let mut request = self
-                .client
-                .get(url.clone())
-                .headers(headers.iter().cloned().collect());
-            if url.origin() == origin {
-                request = request.headers(self.own_headers());
-                if let Some(authorization) = &authorization {
-                    request = request.header(AUTHORIZATION, authorization.clone());
-                }
-            }
-            let response = self.send(request).await?;
+            let response = self.let_in(&hop, headers).await?;
             if !response.status().is_redirection() {
-                return Ok(response);
+                return Ok((response, hop));
             }
-            let location = response
-                .headers()
-                .get(LOCATION)
-                .and_then(|value| value.to_str().ok());
-            let next = location.and_then(|location| url.join(location).ok());
-            let next = next.ok_or_else(|| self.broken("redirects to nowhere"))?;
-            let safe = match next.scheme() {
-                "https" => true,
-                "http" => url.scheme() == "http",
-                _ => false,
+            let (url, led) = self.target(&hop.url, &response, wanted)?;
+            hop = Hop {
+                home: hop.home && url.origin() == hop.url.origin(),
+                fallen: hop.fallen || url.scheme() == "http" && hop.url.scheme() == "https",
+                url,
+                led,
             };
-            if !safe {
-                return Err(self.broken(format!("redirects to {}:", next.scheme())));
-            }
-            url = next;
         }
         Err(self.broken("redirects without end"))
+    }
+
+    /// Where a redirect leads from `from`.
+    fn target(
+        &self,
+        from: &Url,
+        response: &Response,
+        wanted: Wanted,
+    ) -> Result<(Url, Led), ImageError> {
+        let location = response.headers().get(LOCATION);
+        let location = location.and_then(|value| value.to_str().ok());
+        let next = location.and_then(|location| from.join(location).ok());
+        let next = next.ok_or_else(|| self.broken_at(from, "redirects to nowhere"))?;
+        let led = Led {
+            by: authority(from),
+            verb: "redirects",
+        };
+        let place = authority(&next);
+        match (from.scheme(), next.scheme()) {
+            (_, "https") | ("http", "http") => {}
+            (_, "http") if wanted == Wanted::Blob && self.http_blobs => {}
+            (_, "http") => {
+                let mend = match wanted {
+                    Wanted::Blob => {
+                        "set registry_http_blobs = true in berth's configuration, or have it redirect to https"
+                    }
+                    Wanted::Manifest | Wanted::Token => "have it redirect to https",
+                };
+                let what = wanted.name();
+                let reason = format!("{what} from https to http ({place}): not followed; {mend}");
+                return Err(self.astray(&led, reason));
+            }
+            (_, other) => return Err(self.broken_at(from, format!("redirects to {other}:"))),
+        }
+        if !next.username().is_empty() || next.password().is_some() {
+            let reason = format!("to a URL of {place} with a user name in it: not followed");
+            return Err(self.astray(&led, reason));
+        }
+        let verb = "redirects to";
+        Ok((next, Led { verb, ..led }))
+    }
+
+    /// Asks at one stop, as who it is that asks there.
+    async fn let_in(
+        &self,
+        hop: &Hop,
+        headers: &[(HeaderName, HeaderValue)],
+    ) -> Result<Response, ImageError> {
+        let mut refusals = 0;
+        let mut refused = false;
+        loop {
+            let authorization = self.authorization(hop, refused).await?;
+            let known = authorization.is_some();
+            let role = match hop.home {
+                true => Role::Client,
+                false => Role::Stranger,
+            };
+            let client = self.reach(&hop.url, role, &hop.led)?;
+            let mut request = client
+                .get(hop.url.clone())
+                .headers(headers.iter().cloned().collect());
+            if hop.home {
+                request = request.headers(self.own_headers());
+            }
+            if let Some(authorization) = authorization {
+                request = request.header(AUTHORIZATION, authorization);
+            }
+            let response = self.send(request, &hop.url, &hop.led).await?;
+            if hop.home {
+                self.clients.arrived(&hop.url, response.remote_addr());
+            }
+            let unauthorized = response.status() == StatusCode::UNAUTHORIZED;
+            if !unauthorized
+                || refusals >= MAX_REFUSALS
+                || !self.note_challenge(hop, &response, known)
+            {
+                return Ok(response);
+            }
+            // Without a token nothing was refused yet: one that is kept may do.
+            refused = known;
+            refusals += 1;
+        }
+    }
+
+    fn reach(&self, url: &Url, role: Role, led: &Led) -> Result<Client, ImageError> {
+        self.clients.reach(url, role).map_err(|error| match error {
+            NoRoute::Near(near) => self.too_near(led, url, near, None),
+            NoRoute::Tls(error) => error,
+            NoRoute::Client(error) => self.broken_at(url, chain(&error.without_url())),
+        })
+    }
+
+    async fn send(
+        &self,
+        request: RequestBuilder,
+        url: &Url,
+        led: &Led,
+    ) -> Result<Response, ImageError> {
+        match tokio::time::timeout(self.patience, request.send()).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(match too_near(&error) {
+                Some(found) => self.too_near(led, url, found.near, Some(found.address)),
+                None => self.broken_at(url, chain(&error.without_url())),
+            }),
+            Err(_elapsed) => Err(self.silent(url)),
+        }
     }
 
     fn own_headers(&self) -> HeaderMap {
         let headers = self.host.headers.iter().filter_map(|(name, value)| {
             let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
-            Some((name, HeaderValue::from_str(value).ok()?))
+            let mut value = HeaderValue::from_str(value).ok()?;
+            value.set_sensitive(true);
+            Some((name, value))
         });
         let mut map = HeaderMap::new();
         for (name, value) in headers {
@@ -308,8 +401,8 @@ impl<'t> Asker<'t> {
     pub(crate) async fn chunk(&self, response: &mut Response) -> Result<Option<Bytes>, ImageError> {
         match tokio::time::timeout(self.patience, response.chunk()).await {
             Ok(Ok(chunk)) => Ok(chunk),
-            Ok(Err(error)) => Err(self.broken(chain(&error.without_url()))),
-            Err(_elapsed) => Err(self.silent()),
+            Ok(Err(error)) => Err(self.broken_at(response.url(), chain(&error.without_url()))),
+            Err(_elapsed) => Err(self.silent(response.url())),
         }
     }
 
@@ -337,18 +430,36 @@ impl<'t> Asker<'t> {
         Ok(bytes)
     }
 
-    /// What an unwelcome status means.
-    async fn refused(&self, response: Response) -> ImageError {
+    /// Why a stop may have wanted more than it was told; empty: it was told all.
+    fn withheld_from(&self, hop: &Hop) -> String {
+        let host = self.name();
+        if hop.home && self.withheld {
+            return "the pull secret is for another server, or may not go to this one in the clear"
+                .to_owned();
+        }
+        match !hop.home && self.identity.is_secret() {
+            true => format!("{host} led there, and the pull secret is for {host} alone"),
+            false => String::new(),
+        }
+    }
+
+    /// What an unwelcome status means; `note` is for one that lets us not in.
+    async fn refused(&self, response: Response, note: String) -> ImageError {
         let status = response.status();
+        let registry = self.clean(authority(response.url()));
         let words = match self.body(response, MAX_REPLY, "error").await {
-            Ok(body) => words_of(&body),
+            Ok(body) => self
+                .clean(words_of(&body))
+                .chars()
+                .take(MAX_WORDS)
+                .collect(),
             Err(_unread) => String::new(),
         };
         let reason = match words.is_empty() {
             true => status.to_string(),
             false => format!("{status}: {words}"),
         };
-        let (registry, reference) = (self.name(), self.reference.clone());
+        let reference = self.reference.clone();
         match status {
             StatusCode::NOT_FOUND | StatusCode::GONE => ImageError::NotInRegistry {
                 registry,
@@ -357,7 +468,10 @@ impl<'t> Asker<'t> {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ImageError::Denied {
                 registry,
                 reference,
-                reason,
+                reason: match note.is_empty() {
+                    true => reason,
+                    false => format!("{reason} ({note})"),
+                },
             },
             StatusCode::TOO_MANY_REQUESTS => ImageError::RateLimited { registry, reason },
             _ => ImageError::RegistryUnavailable { registry, reason },
@@ -365,19 +479,16 @@ impl<'t> Asker<'t> {
     }
 }
 
-/// Name and, where it is not the scheme's own, port.
-fn authority(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    match url.port() {
-        Some(port) => format!("{host}:{port}"),
-        None => host.to_owned(),
+/// The guard's refusal, somewhere below an error.
+fn too_near(error: &reqwest::Error) -> Option<&TooNear> {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        cause = error.source();
     }
-}
-
-fn secret(text: &str) -> Option<HeaderValue> {
-    let mut value = HeaderValue::from_str(text).ok()?;
-    value.set_sensitive(true);
-    Some(value)
+    None
 }
 
 /// Seconds, or a second where the header says nothing that we read.
@@ -392,7 +503,7 @@ fn retry_after(response: &Response) -> Option<Duration> {
     Some(Duration::from_secs(seconds))
 }
 
-/// Messages of the distribution API's error body, cut, without control characters.
+/// Messages of the distribution API's error body, without control characters.
 fn words_of(body: &[u8]) -> String {
     let value: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
     let errors = value.get("errors").and_then(serde_json::Value::as_array);
@@ -402,8 +513,5 @@ fn words_of(body: &[u8]) -> String {
     });
     let words: Vec<_> = messages.collect();
     let all = words.join("; ");
-    all.chars()
-        .filter(|c| !c.is_control())
-        .take(MAX_WORDS)
-        .collect()
+    all.chars().filter(|c| !c.is_control()).collect()
 }
