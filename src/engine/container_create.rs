@@ -70,6 +70,7 @@ impl Engine {
     async fn make(&self, pod: Arc<Pod>, config: ContainerConfig) -> Result<ContainerId> {
         let core = self.core();
         check_ready(&pod, "create a container in")?;
+        self.ask_before(&pod.handler).await;
         let id = ContainerId(Core::new_id()?);
         let held = core.lower.hold(&config, id)?;
         let container = self.new_container(id, &pod, config, &held);

@@ -14,6 +14,7 @@ use crate::base::handler::{Handler, Handlers};
 use crate::base::tasks::Tasks;
 use crate::engine::Engine;
 use crate::engine::error::{EngineError, Result};
+use crate::runtime::external::abilities::Abilities;
 
 /// How long `Status` waits for OCI runtimes that are just being asked. kubelet asks again after five seconds.
 const STATUS_WAITS: Duration = Duration::from_millis(500);
@@ -86,8 +87,8 @@ impl HandlerTable {
         paths.into_iter()
     }
 
-    /// Why the handler of this name gives pods no user namespace of their own, as far as its OCI runtime has told. What has not
-    /// answered yet, or has changed since, is tried: its own error tells then.
+    /// Why the handler of this name gives pods no user namespace of their own, as far as its OCI runtime has told. What does not
+    /// answer in time is tried: its own error tells then.
     pub(crate) fn no_user_namespaces(&self, name: &str) -> Option<String> {
         let meant = match name {
             "" => &self.all.default,
@@ -98,10 +99,29 @@ impl HandlerTable {
         if told.features.user_namespaces || told.of != Identity::now(path) {
             return None;
         }
+        let at = match &told.abilities {
+            Some(abilities) => abilities.of_user_namespaces(),
+            None => format!("`{} features` fails", path.display()),
+        };
         let path = path.display();
         Some(format!(
-            "runtime_handler {meant:?}: its OCI runtime {path} does not tell that it can (linux.namespaces of `{path} features`)"
+            "runtime_handler {meant:?}: its OCI runtime {path} does not tell that it can ({at})"
         ))
+    }
+
+    /// What the OCI runtime at `path` has told of itself, as it is now; absent: nothing yet.
+    pub(crate) fn abilities(&self, path: &Path) -> Option<Arc<Abilities>> {
+        let told = self.told(path)?;
+        told.abilities.filter(|_| told.of == Identity::now(path))
+    }
+
+    /// Is it to be asked (again) before a pod of this handler is made?
+    fn is_due(&self, handler: &Handler) -> bool {
+        let Some(runtime) = &handler.runtime else {
+            return false;
+        };
+        let told = self.told(&runtime.path);
+        told.is_none_or(|told| told.of != Identity::now(&runtime.path))
     }
 
     /// (name, recursive read-only mounts, user namespaces) of each handler, by name; `""` is the default. A handler whose runtime
@@ -151,6 +171,13 @@ impl HandlerTable {
 }
 
 impl Engine {
+    /// Asks the OCI runtime of this handler, if nobody has since it is this file: what it cannot do is refused before it is tried.
+    pub(super) async fn ask_before(&self, handler: &Handler) {
+        if self.core().handlers.is_due(handler) {
+            self.ask_features().await;
+        }
+    }
+
     /// Asks OCI runtimes for their features, where something may have changed, and waits for a moment for what they tell.
     /// A slow one goes on to be asked.
     pub(super) async fn ask_features(&self) {

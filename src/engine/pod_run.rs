@@ -35,6 +35,7 @@ impl Engine {
     /// Those of [`EngineError`]; nothing is left then.
     pub(super) async fn run_pod(&self, config: PodConfig, handler: String) -> Result<PodId> {
         let means = self.core().handlers.resolve(&handler)?;
+        self.ask_before(&means).await;
         loop {
             match self.core().pod_names.claim(config.metadata.clone()) {
                 Claim::Ours(flight) => {

@@ -22,18 +22,22 @@ pub(crate) fn set_io_priority(pid: u32, class: u8, level: u8) -> io::Result<()> 
     outcome(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, pid, priority) })
 }
 
-/// Lets the calling thread, and what it starts, run on this CPU only.
+/// Lets a thread, and what it starts from now on, run on this CPU only; `pid` 0: the calling one.
 ///
 /// # Errors
-/// The number of `sched_setaffinity(2)`; `EINVAL`: there is no such CPU in its cpuset.
-pub(crate) fn set_cpu(cpu: u32) -> io::Result<()> {
+/// The number of `sched_setaffinity(2)`; `EINVAL`: there is no such CPU in its cpuset, `ESRCH`: it has ended.
+pub(crate) fn set_cpu(pid: u32, cpu: u32) -> io::Result<()> {
     use rustix::thread::{CpuSet, sched_setaffinity};
+    let pid = match pid {
+        0 => None,
+        pid => Some(crate::sys::process::pid_of(pid)?),
+    };
     let mut set = CpuSet::new();
     match usize::try_from(cpu) {
         Ok(cpu) if cpu < CpuSet::MAX_CPU => set.set(cpu),
         _ => return Err(io::Error::from_raw_os_error(libc::EINVAL)),
     }
-    sched_setaffinity(None, &set).map_err(io::Error::from)
+    sched_setaffinity(pid, &set).map_err(io::Error::from)
 }
 
 /// Arguments of `sched_setattr(2)`.

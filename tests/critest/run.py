@@ -23,7 +23,7 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from harness import options, report, runtimes  # noqa: E402
+from harness import oci, options, report, runtimes  # noqa: E402
 
 AREAS = ("Runtime info", "Idempotence", "PodSandbox", "Container", "Container Mount Propagation",
          "Container Mount Readonly", "Container OOM", "Image Manager", "Image Consistency",
@@ -218,7 +218,7 @@ def main():
         with tempfile.TemporaryDirectory(prefix="critest-") as work:
             sys.exit(suite(args, work, args.images or options.registry.prepare(), args.socket))
     if args.runtime_handler in ("runc", "crun", "runsc", "youki"):
-        runtimes.Runtime.handlers = {args.runtime_handler: runtimes.handler(args.runtime_handler)}
+        runtimes.Runtime.handlers = {args.runtime_handler: oci.handler(args.runtime_handler)}
     if os.path.exists(SELINUX):
         runtimes.Berth.extra = {**runtimes.Berth.extra, "selinux": True}
     steps, status = report.Steps("critest harness"), 1

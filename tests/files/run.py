@@ -11,7 +11,7 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 TESTS = os.path.dirname(HERE)
 sys.path[:0] = [TESTS, os.path.join(TESTS, "crictl"), os.path.join(TESTS, "security")]
-from harness import options, runtimes  # noqa: E402
+from harness import oci, options, runtimes  # noqa: E402
 from harness.report import Steps  # noqa: E402
 from inside import IMAGE  # noqa: E402
 from walkthrough import Crictl  # noqa: E402
@@ -28,7 +28,7 @@ def main():
     parser.add_argument("--only", default="", metavar="PART", help=f"a regular expression of {', '.join(PARTS)}")
     args = parser.parse_args()
     steps = Steps("files")
-    runtimes.Berth.handlers = runtimes.handlers(args.hide_hybrid)
+    runtimes.Berth.handlers = oci.handlers(args.hide_hybrid)
     with options.session(args, steps) as s:
         c = Crictl(s.endpoint, s.factor)
         with steps.step("pull", fatal=True):

@@ -11,8 +11,6 @@ import subprocess
 import sys
 import time
 
-from harness import isolate
-
 REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
@@ -30,29 +28,6 @@ def tool(name):
         hack = "install-peers" if name in ("CONTAINERD", "CONTAINERD_SHIM", "RUNC") else "install-tools"
         sys.exit(f"missing tool: {name.lower()} ({path}); hack/{hack} builds it")
     return path
-
-
-def handler(name):
-    """The OCI runtime of a handler of that name, as hack/versions says, else from PATH; with keys that it needs."""
-    path = os.environ.get(name.upper()) or versions().get(name.upper(), "")
-    path = path if os.access(path, os.X_OK) else shutil.which(name)
-    if not path:
-        sys.exit(f"missing tool: {name}; hack/install-peers brings it")
-    # gVisor makes a sandbox for each container: those of a pod share its network only by sockets of the kernel's.
-    own = {"runsc": {"arguments": ["--platform=systrap", "--network=host", "--ignore-cgroups"]}}
-    return {"path": path, **own[name]} if name in own else path
-
-
-def handlers(hidden=False):
-    """The OCI runtimes that this machine has and lets run, name to path. crun takes no machine that has both versions of
-    cgroups, unless the second is `hidden`."""
-    found = {}
-    for name in ("runc", "crun"):
-        path = os.environ.get(name.upper()) or versions().get(name.upper(), "")
-        path = path if os.access(path, os.X_OK) else shutil.which(name)
-        if path and (name != "crun" or hidden or not isolate.is_hybrid()):
-            found[name] = path
-    return found
 
 
 def toml(value):

@@ -18,7 +18,7 @@ import tarfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "crictl")]
-from harness import options, runtimes  # noqa: E402
+from harness import oci, options, runtimes  # noqa: E402
 from harness.report import Steps, expect  # noqa: E402
 from walkthrough import Crictl, written  # noqa: E402
 
@@ -137,7 +137,7 @@ def plain(steps, pods):
         info = pods.c.json("info")
         told = info.get("selinux") or info.get("info", {}).get("selinux") or {}
         expect(told.get("enabled") is True and told["process"].startswith(PROCESS), f"info: {told}")
-    with steps.step("another pod has another level"):
+    with steps.step("another pod has another level", fatal=True):
         second = pods.run()
         other, other_pid = pods.container(second)
         its = is_pair(attribute(other_pid).removeprefix(PROCESS))
@@ -340,7 +340,7 @@ def main():
     if not os.path.exists(ENFORCE):
         sys.exit("this kernel has SELinux off: run it in the node (tests/vm/run.py selinux)")
     runtimes.Berth.extra = {**runtimes.Berth.extra, "selinux": True}
-    runtimes.Berth.handlers = {"crun": runtimes.handler("crun")}
+    runtimes.Berth.handlers = {"crun": oci.handler("crun")}
     steps = Steps("selinux")
     with options.session(args, steps) as s:
         pods = Pods(s)

@@ -12,7 +12,7 @@ import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "crictl")]
-from harness import options, runtimes  # noqa: E402
+from harness import oci, options, runtimes  # noqa: E402
 from harness.report import Steps, expect, wait_for  # noqa: E402
 from walkthrough import Crictl, written  # noqa: E402
 
@@ -124,6 +124,7 @@ def inside(s, steps, p, volumes):
                   {"container_path": "/ro", "host_path": own, "readonly": True, **MAPPED},
                   {"container_path": "/plain", "host_path": plain}]
         container = p.container(pod, namespaces, mounts=mounts)
+        pid = p.pid(container)
     if p.handler:
         with steps.step("the OCI runtime has made it"):
             made = os.listdir(os.path.join(s.runtime.state, "runtimes", p.handler[1]))
@@ -132,7 +133,6 @@ def inside(s, steps, p, volumes):
         want = ["0", str(FIRST), str(SIZE)]
         out = p.sh(container, "cat /proc/self/uid_map /proc/self/gid_map /proc/1/uid_map").split()
         expect(out == want * 3, f"inside {out}")
-        pid = p.pid(container)
         with open(f"/proc/{pid}/gid_map") as f:
             expect(f.read().split() == want, "the first process's gid_map")
         expect(owner(f"/proc/{pid}") == (FIRST, FIRST), f"it runs as {owner(f'/proc/{pid}')}")
@@ -374,7 +374,10 @@ def main():
     handler = args.runtime_handler
     runtimes.Berth.extra = {**runtimes.Berth.extra, "default_ulimits": ["core=4096:8192"]}
     if handler:
-        runtimes.Runtime.handlers = {handler: runtimes.handler(handler)}
+        path = oci.find(handler)
+        if path and not oci.abilities(path).user_namespaces:
+            sys.exit(f"{handler} ({path}) does not tell that it has user namespaces: runc has from 1.2 on (hack/install-peers)")
+        runtimes.Runtime.handlers = {handler: oci.handler(handler)}
     steps = Steps(f"userns {handler}" if handler else "userns")
     with options.session(args, steps) as s:
         p = Pods(s, handler)
@@ -387,13 +390,13 @@ def main():
             wait_for("the features of all handlers", lambda: offered(p) >= {"", "berth", *([handler] if handler else [])},
                      20 * s.factor)
         pod, container = inside(s, steps, p, volumes)
-        processes(steps, p, pod, container)
-        sources(s, steps, p, pod)
-        below(s, steps, p, pod)
-        mapped_alone(s, steps, p)
-        restarted(s, steps, p, pod, container)
-        host_network(steps, p)
-        refused(steps, p, volumes[1])
+        steps.run(processes, steps, p, pod, container)
+        steps.run(sources, s, steps, p, pod)
+        steps.run(below, s, steps, p, pod)
+        steps.run(mapped_alone, s, steps, p)
+        steps.run(restarted, s, steps, p, pod, container)
+        steps.run(host_network, steps, p)
+        steps.run(refused, steps, p, volumes[1])
         with steps.step("the image's layers are as they were"):
             expect(before and layers(s.runtime.root) == before, "a layer has changed")
             expect(not any(stat.S_ISDIR(v[2]) and v[0] >= FIRST for v in before.values()), "owner")

@@ -3,8 +3,10 @@
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::runtime::external::abilities::Abilities;
 use crate::sys::poll::{PollFd, PollFlags, poll};
 use crate::sys::spawn::Spawn;
 use crate::sys::{fd, process, signal};
@@ -55,6 +57,8 @@ pub(super) struct Told {
     pub(super) of: Option<Identity>,
     /// None of them if it could not be asked.
     pub(super) features: Features,
+    /// Absent: it could not be asked.
+    pub(super) abilities: Option<Arc<Abilities>>,
     /// It could not be asked: when it is worth another try.
     again: Option<Instant>,
 }
@@ -70,6 +74,7 @@ impl Told {
         let mut told = Self {
             of,
             features: Features::default(),
+            abilities: None,
             again: None,
         };
         let runtime = path.display();
@@ -79,13 +84,13 @@ impl Told {
         }
         let error = match ask(path, "features") {
             Ok(answer) => {
-                told.features = features_of(&answer, kernel);
+                told.learn(Abilities::of_features(path, &answer), kernel);
                 return told;
             }
             Err(error) => error,
         };
         match ask(path, "--version") {
-            Ok(version) => told.features = features_of_version(&version, kernel),
+            Ok(version) => told.learn(Abilities::of_version(path, &version), kernel),
             Err(_) => told.again = Some(Instant::now() + AGAIN),
         }
         // Once is enough, however often it is tried.
@@ -96,6 +101,14 @@ impl Told {
                 "the runtime does not tell its features: only those of the version that it implements are offered");
         }
         told
+    }
+
+    fn learn(&mut self, abilities: Abilities, kernel: Features) {
+        self.features = Features {
+            recursive_read_only: kernel.recursive_read_only && abilities.has_recursive_read_only(),
+            user_namespaces: kernel.user_namespaces && abilities.has_user_namespaces(),
+        };
+        self.abilities = Some(Arc::new(abilities));
     }
 
     /// Is it time to ask, with this program at its path?
@@ -160,34 +173,6 @@ fn wait_readable(fd: std::os::fd::BorrowedFd<'_>, end: Instant) -> std::io::Resu
     }
 }
 
-/// What an answer of `features` (OCI runtime-spec, features.md) means for us on this kernel.
-fn features_of(answer: &[u8], kernel: Features) -> Features {
-    let value: serde_json::Value = serde_json::from_slice(answer).unwrap_or_default();
-    let options = value["mountOptions"].as_array();
-    let rro = |options: &Vec<serde_json::Value>| options.iter().any(|one| one == "rro");
-    Features {
-        recursive_read_only: kernel.recursive_read_only && options.is_some_and(rro),
-        user_namespaces: kernel.user_namespaces
-            && value["linux"]["namespaces"]
-                .as_array()
-                .is_some_and(|names| names.iter().any(|one| one == "user")),
-    }
-}
-
-/// What a runtime offers that has no `features` (crun before 1.11), by its `--version`: user namespaces if it says that it
-/// implements version 1 of the runtime-spec, which has them from its beginning. What later versions added for them, mapped
-/// mounts, berth does itself.
-fn features_of_version(told: &[u8], kernel: Features) -> Features {
-    let told = String::from_utf8_lossy(told);
-    let mut versions = told
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("spec: "));
-    Features {
-        recursive_read_only: false,
-        user_namespaces: kernel.user_namespaces && versions.any(|one| one.starts_with("1.")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,13 +184,15 @@ mod tests {
 
     #[test]
     fn an_answer_counts_as_far_as_the_kernel_goes() {
-        let answer = br#"{"mountOptions":["ro","rro"],"linux":{"namespaces":["user"]}}"#;
-        assert_eq!(features_of(answer, OWN), OWN);
-        let answer_without = br#"{"mountOptions":["ro"],"linux":{"namespaces":["mount","time"]}}"#;
-        assert_eq!(features_of(answer_without, OWN), Features::default());
-        assert_eq!(features_of(b"no JSON", OWN), Features::default());
-        let kernel = Features::default();
-        assert_eq!(features_of(answer, kernel), kernel);
+        let answer = br#"{"mountOptions":["ro","rro"],
+            "linux":{"namespaces":["user"],"mountExtensions":{"idmap":{"enabled":true}}}}"#;
+        let learnt = |kernel| {
+            let mut told = Told::ask(Path::new("/missing"), None, kernel, None);
+            told.learn(Abilities::of_features(Path::new("/x"), answer), kernel);
+            told.features
+        };
+        assert_eq!(learnt(OWN), OWN);
+        assert_eq!(learnt(Features::default()), Features::default());
     }
 
     #[test]
@@ -215,23 +202,6 @@ mod tests {
         let error = ask("/bin/false").unwrap_err();
         assert!(error.to_string().contains("exited with 1"), "{error}");
         assert!(ask("/missing").is_err());
-    }
-
-    #[test]
-    fn a_runtime_without_features_has_those_of_its_version() {
-        let crun = b"crun version 1.8.1\ncommit: f8a0\nspec: 1.0.0\n+SYSTEMD +CAP\n";
-        let user = |told: &[u8], kernel| features_of_version(told, kernel).user_namespaces;
-        assert!(user(crun, OWN) && !user(crun, Features::default()));
-        assert!(!features_of_version(crun, OWN).recursive_read_only);
-        for told in [
-            &b""[..],
-            b"x 1.0\n",
-            b"spec: 0.9.0\n",
-            b"OCI specs: 1.0.2\n",
-            b"spec: 10.0\n",
-        ] {
-            assert!(!user(told, OWN), "{told:?}");
-        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Containers that an OCI runtime makes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::base::handler::OciRuntime;
 use crate::engine::container::Container;
@@ -9,6 +9,7 @@ use crate::engine::error::{EngineError, Result};
 use crate::engine::lower::Lower;
 use crate::runtime::external::Text;
 use crate::runtime::plan::ExecPlan;
+use crate::runtime::spec::bundle::BundleError;
 use crate::runtime::spec::{Built, bundle};
 
 /// What an OCI runtime needs to make a container.
@@ -26,29 +27,59 @@ fn encoding(error: serde_json::Error) -> EngineError {
     EngineError::io("encode the OCI configuration")(error.into())
 }
 
+fn no_bundle(container: &Container, error: BundleError) -> EngineError {
+    let lack = match error {
+        BundleError::Encode(error) => return encoding(error),
+        BundleError::Lacking(lack) => lack,
+    };
+    let handler = &container.pod.handler;
+    let path = handler.runtime.as_ref().map(|runtime| &*runtime.path);
+    let path = path.unwrap_or(Path::new("")).display();
+    let asked = match lack.value.as_str() {
+        "" => "it".to_owned(),
+        value => format!("{value:?}"),
+    };
+    let (name, at) = (&handler.name, lack.at);
+    EngineError::Unable {
+        field: lack.field,
+        why: format!(
+            "runtime_handler {name:?}: its OCI runtime {path} does not tell that it has {asked} ({at})"
+        ),
+        mend: "do without, or use a handler that has it (a newer OCI runtime)",
+    }
+}
+
 /// Directory of a container's bundle, in that of its pod.
 pub(crate) fn bundle_of(core: &Core, container: &Container) -> PathBuf {
     core.pod_directory(container.pod.id)
         .join(container.id.to_string())
 }
 
-/// The order for the pod's OCI runtime; absent: it has none. Makes the directory.
+/// The order for the pod's OCI runtime; absent: it has none. Makes nothing yet.
 ///
 /// # Errors
-/// [`EngineError::Step`].
+/// [`EngineError::Unable`]: the runtime has not what the container asks for.
 pub(super) fn order(core: &Core, container: &Container, built: &Built) -> Result<Option<Order>> {
     let Some(runtime) = &container.pod.handler.runtime else {
         return Ok(None);
     };
     let directory = bundle_of(core, container);
-    make_pod_directory(&directory, &container.pod)?;
-    let hidden = &built.hidden_annotations;
-    let config = bundle::config(&built.spec, &built.plan, &directory, hidden);
+    let abilities = core.handlers.abilities(&runtime.path).unwrap_or_default();
+    let (spec, plan, hidden) = (&built.spec, &built.plan, &built.hidden_annotations);
+    let config = bundle::config(spec, plan, &directory, hidden, &abilities);
     Ok(Some(Order {
         runtime: runtime.clone(),
         bundle: directory,
-        config: config.map_err(encoding)?,
+        config: config.map_err(|error| no_bundle(container, error))?,
     }))
+}
+
+/// Makes the directory of an order's bundle.
+///
+/// # Errors
+/// [`EngineError::Step`].
+pub(super) fn furnish(order: &Order, container: &Container) -> Result<()> {
+    make_pod_directory(&order.bundle, &container.pod)
 }
 
 /// Adds what the OCI runtime of the container, if it has one, needs for an exec.

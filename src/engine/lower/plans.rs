@@ -229,6 +229,7 @@ impl Lower {
     ) -> Result<Materials> {
         let files = core.pod_directory(container.pod.id);
         let (built, path) = (design.0, container.cgroup());
+        let order = external::order(core, container, &built)?;
         let dirs = self
             .cgroups
             .dirs(&path)
@@ -244,7 +245,9 @@ impl Lower {
             .encode()
             .map_err(|error| EngineError::io("encode the plan")(std::io::Error::other(error)))?;
         write(&files.join(format!("{}.plan", container.id)), &plan)?;
-        let order = external::order(core, container, &built)?;
+        if let Some(order) = &order {
+            external::furnish(order, container)?;
+        }
         hooks::furnish(container, &built)?;
         if let (Some(wanted), Some(resctrl)) = (&built.rdt, Resctrl::find()) {
             let made = resctrl.make(container.id, wanted);

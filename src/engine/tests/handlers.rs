@@ -278,6 +278,53 @@ async fn a_user_namespace_that_the_handler_cannot_make_is_refused() {
     node.end(engine).await;
 }
 
+/// The script tells that it knows no cgroup of either version, and no bundle of version 1.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_runtime_has_not_is_refused_by_name_before_it_is_called() {
+    let node = node_with_runtime();
+    let engine = node.start().await;
+    let pod = run_script_pod(&node, &engine, "poor").await;
+    for (features, field, at) in [
+        (
+            r#"{"linux":{"cgroup":{"v1":false,"v2":false}}}"#,
+            "linux.cgroupsPath: ",
+            "linux.cgroup.v",
+        ),
+        (
+            r#"{"ociVersionMin":"2.0.0","ociVersionMax":"2.1.0"}"#,
+            "ociVersion: ",
+            "ociVersionMin and ociVersionMax",
+        ),
+    ] {
+        // Another file: as if it had been installed anew. It is asked before the container is made.
+        let told = r#"{"mountOptions":["ro","rro"]}"#;
+        let path = node.path("runtime");
+        let other = RUNTIME.replace(told, features);
+        assert_ne!(other, RUNTIME);
+        fill(&node.path("runtime.new"), &other);
+        fs::set_permissions(node.path("runtime.new"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::rename(node.path("runtime.new"), &path).unwrap();
+        let error = engine
+            .create_container(&pod, container_config("poor", "sleep 1000"))
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), Kind::FailedPrecondition);
+        let text = chain(&error);
+        for part in [field, "/runtime ", at, "/runtime features`", "newer"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let calls = fs::read_to_string(node.path("calls")).unwrap();
+        assert!(!calls.contains("create"), "{calls}");
+        assert!(
+            engine
+                .list_containers(&ContainerFilter::default())
+                .is_empty()
+        );
+    }
+    remove_pods(&engine).await;
+    node.end(engine).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_monitor_cleans_up_for_one_that_was_killed() {
     let node = node_with_runtime();

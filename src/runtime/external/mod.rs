@@ -17,6 +17,9 @@
 //! The helper's memory and mounts go with it; the host's mount table never shows them. When the monitor dies, helper and
 //! runtime die too (`PR_SET_PDEATHSIG`). What the runtime's log tells is the error.
 
+#[cfg(feature = "daemon")]
+pub(crate) mod abilities;
+
 use std::os::fd::AsFd as _;
 use std::path::Path;
 

@@ -16,7 +16,7 @@ use crate::runtime::userns;
 use crate::sys::exec::Image;
 use crate::sys::{clone, fd, file, memfd, ns, process, signal, socket};
 
-use super::process::{raise_limits, set_priorities};
+use super::process::{raise_limits, set_priorities, stay_on};
 use super::user;
 use super::{MAX_PLAN, Step, open_host, stage, take_pod_shm};
 
@@ -191,7 +191,10 @@ fn join(request: &ExecRequest<'_>, place: Place<'_>, number: u64) -> Outcome {
         console.add_to(&mut call);
         call.add(place.id);
         call.run()?;
-        made(pid_of(&files[1])?, plan.user.clone(), console)
+        let pid = pid_of(&files[1])?;
+        // Runtimes of before OCI runtime-spec 1.2.1 do not look at `execCPUAffinity`.
+        stay_on(pid, plan.cpu)?;
+        made(pid, plan.user.clone(), console)
     };
     let outcome = work();
     for file in &files {

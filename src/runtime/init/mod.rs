@@ -254,7 +254,7 @@ fn follow_exec(
     file::set_umask(0);
     join::cgroups(&plan.cgroup, joined)?;
     join::groups(&plan.process.resctrl)?;
-    process::stay_on(plan.cpu)?;
+    process::stay_on(0, plan.cpu)?;
     process::set_oom_score(&plan.process)?;
     if let Some(root) = plan.user_namespace {
         userns::give_streams(root)?;

@@ -215,13 +215,14 @@ pub(super) fn raise_limits(plan: &ProcessPlan) -> Step {
     Ok(())
 }
 
-/// Keeps the process on a CPU, after it has joined its cpuset.
-pub(super) fn stay_on(cpu: Option<u32>) -> Step {
+/// Keeps a process on a CPU, after it has joined its cpuset; `pid` 0: this one.
+pub(super) fn stay_on(pid: u32, cpu: Option<u32>) -> Step {
+    const ESRCH: i32 = 3;
     const EINVAL: i32 = 22;
     let Some(cpu) = cpu else { return Ok(()) };
-    match scheduling::set_cpu(cpu) {
-        // The container was given others meanwhile: it runs on those.
-        Err(error) if error.raw_os_error() == Some(EINVAL) => Ok(()),
+    match scheduling::set_cpu(pid, cpu) {
+        // The container was given others meanwhile: it runs on those. Or the process has ended.
+        Err(error) if matches!(error.raw_os_error(), Some(EINVAL | ESRCH)) => Ok(()),
         outcome => outcome.context("process", "sched_setaffinity", cpu),
     }
 }

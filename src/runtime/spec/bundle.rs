@@ -11,14 +11,12 @@ use oci_spec::runtime as oci;
 use serde_json::{Map, Value, json};
 
 use crate::base::handler::passed;
+use crate::runtime::external::abilities::{Abilities, Lack};
 use crate::runtime::external::{Text, is_owned, staged, staged_device, staged_volume};
 use crate::runtime::plan::{CgroupJoin, MountSource, NamespaceSource, Plan, ProcessPlan};
 use crate::runtime::spec::ContainerInput;
 use crate::runtime::spec::oci::{exec_affinity, is_own, process as describe_process};
 
-/// What older runtimes know too (crun before 1.10 refuses a later one). Newer fields are used all the same: a runtime
-/// looks at what is there.
-const VERSION: &str = "1.0.2";
 /// Annotations that say which sandbox a container belongs to. The runtime has made none, pause is berth's own: one that keeps
 /// several containers in a sandbox (runsc, kata) would look for it. So each container is a sandbox to it.
 const OF_SANDBOX: [&str; 2] = [
@@ -40,18 +38,31 @@ pub(crate) fn hidden_annotations(input: &ContainerInput<'_>) -> Vec<String> {
     hidden.cloned().collect()
 }
 
-/// `config.json` of a container whose bundle is this directory.
+/// There is no bundle for a runtime.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BundleError {
+    /// The runtime cannot do what it would ask for.
+    #[error("{} {}: the OCI runtime does not have it ({})", .0.field, .0.value, .0.at)]
+    Lacking(Lack),
+    /// Values that are no JSON.
+    #[error("encode the OCI configuration")]
+    Encode(#[from] serde_json::Error),
+}
+
+/// `config.json` of a container whose bundle is this directory, for a runtime of these abilities.
 ///
 /// # Errors
-/// Values that are no JSON.
+/// [`BundleError`]. Nothing is made then.
 pub(crate) fn config(
     spec: &oci::Spec,
     plan: &Plan,
     bundle: &Path,
     hidden: &[String],
-) -> serde_json::Result<Text> {
+    abilities: &Abilities,
+) -> Result<Text, BundleError> {
     let mut spec = object(serde_json::to_value(spec)?);
-    spec.insert("ociVersion".to_owned(), json!(VERSION));
+    let version = abilities.bundle_version().map_err(BundleError::Lacking)?;
+    spec.insert("ociVersion".to_owned(), json!(version));
     if let Some(root) = spec.get_mut("root") {
         root["path"] = json!("rootfs");
     }
@@ -102,6 +113,10 @@ pub(crate) fn config(
             let target = mount["destination"].as_str().unwrap_or_default();
             target.matches('/').count()
         });
+    }
+    let unified = matches!(plan.cgroup, CgroupJoin::V2(_));
+    if let Some(lack) = abilities.lacking(&spec, unified) {
+        return Err(BundleError::Lacking(lack));
     }
     let mut process = object(spec.remove("process").unwrap_or_default());
     for own in ["ioPriority", "scheduler"] {

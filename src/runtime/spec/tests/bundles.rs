@@ -4,12 +4,20 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::base::security::{IdMapping, UserNamespace};
+use crate::runtime::external::abilities::Abilities;
 use crate::runtime::plan::DeviceNode;
 use crate::runtime::spec::bundle;
 
 /// `config.json`; the gap for the user is filled.
 fn config(built: &Built) -> Value {
-    let text = bundle::config(&built.spec, &built.plan, Path::new("/bundle"), &[]).unwrap();
+    let text = bundle::config(
+        &built.spec,
+        &built.plan,
+        Path::new("/bundle"),
+        &[],
+        &Abilities::default(),
+    )
+    .unwrap();
     serde_json::from_str(&[&text.head, "{}", &text.tail].concat()).unwrap()
 }
 

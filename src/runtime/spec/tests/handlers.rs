@@ -1,6 +1,7 @@
 //! What a handler's keys make of a container.
 
 use super::*;
+use crate::runtime::external::abilities::Abilities;
 use crate::runtime::spec::base_spec::Base;
 use crate::runtime::spec::bundle;
 
@@ -129,7 +130,14 @@ fn an_oci_runtime_gets_its_own_view() {
     });
     let built = built.build().unwrap();
     let hidden = &built.hidden_annotations;
-    let text = bundle::config(&built.spec, &built.plan, Path::new("/bundle"), hidden).unwrap();
+    let text = bundle::config(
+        &built.spec,
+        &built.plan,
+        Path::new("/bundle"),
+        hidden,
+        &Abilities::default(),
+    )
+    .unwrap();
     let whole = format!("{}{{}}{}", text.head, text.tail);
     let config: serde_json::Value = serde_json::from_str(&whole).unwrap();
     // No sandbox of its making: nothing speaks of one.
