@@ -26,6 +26,8 @@ mod newer;
 mod options;
 #[path = "cri/registry.rs"]
 mod registry;
+#[path = "../src/runtime/cgroups/scratch.rs"]
+mod scratch;
 #[path = "cri/streams.rs"]
 mod streams;
 

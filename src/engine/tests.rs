@@ -21,6 +21,7 @@ use crate::images::ImagesConfig;
 use crate::network::NetworkConfig;
 use crate::nri::NriConfig;
 use crate::runtime::cgroups::Cgroups;
+use crate::runtime::cgroups::scratch::Scratch;
 
 mod handlers;
 mod life;
@@ -115,6 +116,8 @@ fn archive() -> fs::File {
 
 /// A node of its own: directories, cgroups and a network namespace that stands for the host's.
 struct Node {
+    /// What of a failed test's pods still runs ends with them, before anything else goes.
+    cgroups: Scratch,
     directory: tempfile::TempDir,
     host: std::os::fd::OwnedFd,
     cgroup_root: String,
@@ -127,10 +130,12 @@ impl Node {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let host = crate::sys::ns::new_netns().unwrap();
+        let cgroup_root = format!("/berth-test-{}-{number}", std::process::id());
         Self {
+            cgroups: Scratch::named(&cgroup_root),
             directory: tempfile::tempdir().unwrap(),
             host,
-            cgroup_root: format!("/berth-test-{}-{number}", std::process::id()),
+            cgroup_root,
             bridge: format!("bt{number}"),
             handlers: crate::base::handler::Handlers::default(),
         }
@@ -239,8 +244,7 @@ impl Node {
         until("cgroups are left", || {
             cgroups.remove_if_empty(&format!("{}/monitors", self.cgroup_root));
             cgroups.remove_if_empty(&self.cgroup_root);
-            let mut mounts = cgroups.hierarchies().iter().map(|all| &all.mount);
-            !mounts.any(|mount| mount.join(&self.cgroup_root[1..]).exists())
+            self.cgroups.directories().is_empty()
         })
         .await;
     }

@@ -52,8 +52,8 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         })
     }
 
-    /// Reads every record. Files half written by a crash are deleted, corrupt ones moved aside and
-    /// reported: neither is fatal. Blocks on the disk.
+    /// Reads every record, before anybody writes or removes one. Files half written by a crash are deleted, corrupt ones moved
+    /// aside and reported: neither is fatal. Blocks on the disk.
     ///
     /// # Errors
     /// [`StoreError::Newer`]: a newer version wrote one. [`StoreError::File`]: the directory or one of

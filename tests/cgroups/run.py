@@ -147,7 +147,7 @@ def ends(steps, c, pod):
 def devices(steps, c, pod):
     disk = os.stat("/").st_dev
     attempt = "mknod /tmp/%s %s %d %d && head -c 16 /tmp/%s | wc -c"
-    with steps.step("a node made by mknod does not open the disk or /dev/fuse"):
+    with steps.step("a node made by mknod does not open the disk or /dev/fuse", fatal=True):
         container, _ = pod.run("plain", linux={})
         for name, kind, major, minor in (("disk", "b", os.major(disk), os.minor(disk)), ("fuse", "c", 10, 229)):
             code, out, err = c.run("exec", "--sync", container, "sh", "-c",
@@ -172,9 +172,9 @@ def main():
         with steps.step("a pod", fatal=True):
             c("pull", IMAGE)
             pod = Pod(s, c)
-        limits(steps, c, pod)
-        ends(steps, c, pod)
-        devices(steps, c, pod)
+        steps.run(limits, steps, c, pod)
+        steps.run(ends, steps, c, pod)
+        steps.run(devices, steps, c, pod)
         with steps.step("the pod's own cgroup goes when it is stopped"):
             read = cgroup_files(c.json("inspectp", pod.id)["info"]["pid"])
             expect(read(LIMIT), LIMIT)

@@ -12,6 +12,8 @@ use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use crate::scratch::Scratch;
+
 const PROGRAM: &str = env!("CARGO_BIN_EXE_berth");
 const MONITOR: &str = env!("CARGO_BIN_EXE_berth-monitor");
 
@@ -26,8 +28,9 @@ pub(crate) struct Clients {
 
 /// A running daemon. Ended by [`Daemon::stop`], or killed where a test fails.
 pub(crate) struct Daemon {
+    /// Monitors and pods of a test that failed end with them.
+    cgroups: Scratch,
     directory: tempfile::TempDir,
-    cgroup: String,
     child: Child,
 }
 
@@ -78,8 +81,8 @@ impl Daemon {
             .spawn()
             .unwrap();
         let daemon = Self {
+            cgroups: Scratch::named(&cgroup),
             directory,
-            cgroup,
             child,
         };
         let socket = daemon.path("berth.sock");
@@ -180,12 +183,8 @@ impl Daemon {
         });
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(&own), "{mounts}");
-        let hierarchies = std::fs::read_dir("/sys/fs/cgroup").unwrap();
-        for one in hierarchies.flatten() {
-            let left = one.path().join(self.cgroup.trim_start_matches('/'));
-            assert!(!left.exists(), "{} is left", left.display());
-        }
-        assert!(!Path::new("/sys/fs/cgroup").join(&self.cgroup[1..]).exists());
+        let left = self.cgroups.directories();
+        assert!(left.is_empty(), "cgroups are left: {left:?}");
         assert!(!self.path("berth.sock").exists());
         for directory in ["state/pods", "root/pods", "root/containers"] {
             let left: Vec<_> = std::fs::read_dir(self.path(directory))
@@ -199,7 +198,7 @@ impl Daemon {
 }
 
 impl Drop for Daemon {
-    /// A test that failed: the daemon must not outlive it.
+    /// A test that failed: the daemon must not outlive it, nor its pods.
     fn drop(&mut self) {
         if let Ok(None) = self.child.try_wait() {
             let _killed = self.child.kill().is_ok();

@@ -201,7 +201,7 @@ def second_container(c, steps, work, pod, pod_config, ids):
     script = "for i in $(seq 1 200); do echo line $i; done; echo last >&2; exit 3"
     config = example(work, "container-config.json", metadata={"name": "writer", "attempt": 2},
                      command=["sh", "-c", script], log_path="writer.2.log")
-    with steps.step("create and start one that exits 3"):
+    with steps.step("create and start one that exits 3", fatal=True):
         container = c.id("create", pod, config, pod_config)
         ids.add(container)
         c("start", container)

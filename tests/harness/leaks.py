@@ -1,4 +1,4 @@
-"""Asserts that a runtime leaves nothing: processes, mounts, links, nft rules, cgroups, files; and ends what it left."""
+"""Asserts that a runtime leaves nothing of what was not there before: processes, mounts, links, nft rules, cgroups, files; and ends what it left."""
 
 import contextlib
 import os
@@ -63,13 +63,17 @@ def nft_tables():
     return out.splitlines()
 
 
+def hierarchies(place=CGROUPS):
+    """Where each cgroup hierarchy is mounted: v2 alone there, or those of v1 and a v2 beside them below."""
+    tops = [place] + ([e.path for e in os.scandir(place) if e.is_dir() and not e.is_symlink()] if os.path.isdir(place) else [])
+    tops = [top for top in tops if os.path.exists(os.path.join(top, "cgroup.procs"))]
+    return tops[:1] if place in tops else tops
+
+
 def cgroups(name):
     """Directories of that name, or below one, in every hierarchy."""
     found = []
-    tops = [CGROUPS] + [e.path for e in os.scandir(CGROUPS) if e.is_dir() and not e.is_symlink()]
-    for top in tops:
-        if not os.path.exists(os.path.join(top, "cgroup.procs")):
-            continue  # no hierarchy
+    for top in hierarchies():
         for base, _, _ in os.walk(os.path.join(top, name.strip("/"))):
             found.append(base)
     return found
@@ -136,6 +140,7 @@ class Baseline:
     def __init__(self):
         self.processes, self.mounts = set(descendants()), mounts()
         self.links, self.tables, self.notes = links(), nft_tables(), forwarding_notes()
+        self.cgroups = set(cgroups("/"))
 
     def left(self, runtime, ids=()):
         """Complaints after the runtime's end, one line each; `ids` are its pods and containers."""
@@ -146,8 +151,16 @@ class Baseline:
         out += [f"link {l}" for l in _extra(links(), self.links)]
         out += [f"nft {t}" for t in _extra(nft_tables(), self.tables)]
         out += [f"note {n}" for n in _extra(forwarding_notes(), self.notes)]
-        out += [f"cgroup {c}" for c in cgroups(runtime.cgroup_root)]
+        out += [f"cgroup {c}" for c in cgroups(runtime.cgroup_root) if c not in self.cgroups]
         return out + self._files(runtime, ids)
+
+    def restore(self, runtime, isolated):
+        """Ends and removes what `left` would tell, by pid and by path, so that the machine is as before. `isolated`: the network
+        namespace ends with the test."""
+        end_processes(self.processes)
+        remove_cgroups(c for c in cgroups(runtime.cgroup_root) if c not in self.cgroups)
+        if isolated:
+            forget_forwarding()
 
     @staticmethod
     def _files(runtime, ids):

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 
-from harness import isolate, leaks, report, runtimes
+from harness import isolate, keeper, leaks, report, runtimes
 
 sys.path.insert(0, os.path.join(runtimes.REPO, "tests", "images"))
 import registry  # noqa: E402  (tests/images has no package)
@@ -48,7 +48,8 @@ def session(args, steps):
     isolate.enter(not args.host)
     if args.hide_hybrid:
         isolate.without_hybrid_cgroups()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     work = tempfile.mkdtemp(prefix=f"berth-test-{os.getpid()}")
     os.chmod(work, 0o711)  # a container's root in a user namespace walks through it
     certs = os.path.join(work, "certs.d")
@@ -60,14 +61,16 @@ def session(args, steps):
             runtime = runtimes.RUNTIMES[args.runtime](work, certs, args.time_factor)
             try:
                 runtime.start()
+                steps.keeper = keeper.Keeper(runtime)
                 yield Session(work, runtime, images, args.time_factor, baseline)
                 with steps.step(f"{runtime.name} is still running"):
                     report.expect(runtime.alive(), f"ended with {runtime.process.poll()}: {runtime.log_end()}")
                 with steps.step("nothing is left"):
                     _end(runtime, baseline, args.time_factor)
             finally:
+                steps.keeper = None
                 runtime.process and runtime.stop()
-                _end_strays(baseline, runtime, not args.host)
+                baseline.restore(runtime, not args.host)
     finally:
         if len(steps.failed) > failed_before or sys.exc_info()[0] not in (None, SystemExit):
             with contextlib.suppress(OSError):
@@ -86,11 +89,3 @@ def _end(runtime, baseline, factor):
         if time.monotonic() > end:
             raise report.Failure(f"{len(left)} left: " + "; ".join(left[:20]))
         time.sleep(0.2)
-
-
-def _end_strays(baseline, runtime, isolated):
-    """Ends what the runtime left, so that the machine is as before."""
-    leaks.end_processes(baseline.processes)
-    leaks.remove_cgroups(leaks.cgroups(runtime.cgroup_root))
-    if isolated:
-        leaks.forget_forwarding()

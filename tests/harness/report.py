@@ -2,10 +2,15 @@
 
 import contextlib
 import time
+import traceback
 
 
 class Failure(AssertionError):
     """Something the test asserts is not so."""
+
+
+class _PartOver(Exception):
+    """A step failed without which the rest of its part says nothing."""
 
 
 def expect(condition, message):
@@ -14,26 +19,65 @@ def expect(condition, message):
 
 
 class Steps:
-    """Prints `ok` or `FAIL` per step; a failed step does not end the test unless told."""
+    """Prints `ok` or `FAIL` per step. A failed step does not end the test unless told, and what it has made goes: the steps
+    after it do not fail over what it left (`keeper`, which options.session sets)."""
 
     def __init__(self, title):
         self.title, self.passed, self.failed, self.start = title, 0, [], time.monotonic()
-        self.left = []
+        self.left, self.keeper, self.parts = [], None, 0
 
     @contextlib.contextmanager
     def step(self, name, fatal=False):
-        start = time.monotonic()
+        """`fatal`: the part that it is in ends with it, or the test."""
+        start, before = time.monotonic(), self._seen()
         try:
             yield
-        except (Failure, OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            why = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
-            print(f"FAIL  {name} ({time.monotonic() - start:.2f} s): {why}", flush=True)
-            self.failed.append(name)
+        except _PartOver:
+            raise
+        except Exception as error:  # whatever it is, the steps after this one are others
+            self._fail(name, error, time.monotonic() - start)
+            if fatal and self.parts:
+                raise _PartOver from error
             if fatal:
                 raise SystemExit(self.finish()) from error
+            self._clean(before)
         else:
             print(f"ok    {name} ({time.monotonic() - start:.2f} s)", flush=True)
             self.passed += 1
+
+    @contextlib.contextmanager
+    def part(self, name):
+        """Steps that build on each other; the parts after this one do not, however it ends."""
+        start, before = time.monotonic(), self._seen()
+        self.parts += 1
+        try:
+            yield
+        except _PartOver:
+            print(f"      (the rest of {name} is left out)", flush=True)
+            self._clean(before)
+        except Exception as error:
+            traceback.print_exc()
+            self._fail(name, error, time.monotonic() - start)
+            self._clean(before)
+        finally:
+            self.parts -= 1
+
+    def run(self, part, *arguments, **named):
+        """`part(...)` as a part; what it returns, or None if it did not get there."""
+        with self.part(part.__name__):
+            return part(*arguments, **named)
+
+    def _fail(self, name, error, seconds):
+        why = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
+        print(f"FAIL  {name} ({seconds:.2f} s): {why}", flush=True)
+        self.failed.append(name)
+
+    def _seen(self):
+        return self.keeper and self.keeper.seen()
+
+    def _clean(self, before):
+        if self.keeper:
+            self.keeper.restore(before)
 
     def left_out(self, name, why):
         """A step that this machine cannot do: named and counted."""

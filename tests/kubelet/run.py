@@ -256,6 +256,7 @@ def main():
         private_directories()
     steps = Steps("kubelet")
     with options.session(args, steps) as s:
+        steps.keeper = None  # the pods are kubelet's, which makes them when it likes
         kubelet = k.Kubelet(s.work, s.runtime, args.gate)
         try:
             for part in (comes_up, probes, failures, summary, cadvisor, gates, same, secure, streams, goes_away):

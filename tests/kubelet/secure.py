@@ -25,8 +25,8 @@ def secure_pod(s, kubelet, steps, crictl, container_status, note_ids):
         wait_for("its containers", lambda: all("running" in container_status(kubelet, "secure", n)["state"]
                                                for n in ("default", "unmasked")), 90 * s.factor, 0.5)
         note_ids(s)
+    first, host, count = inside("unmasked", "cat /proc/self/uid_map").split()
     with steps.step("a user namespace of its own"):
-        first, host, count = inside("unmasked", "cat /proc/self/uid_map").split()
         expect(first == "0" and int(host) >= 65536 and int(count) == 65536, f"{first} {host} {count}")
         inside("unmasked", "echo mine > /shared/file")
         expect(inside("default", "stat -c %u:%g /shared/file").strip() == "0:2000", "owner in an emptyDir")

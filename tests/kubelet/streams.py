@@ -113,8 +113,8 @@ def executes(t, steps, transport):
 
 
 def attaches(t, steps, transport):
+    path = t.path("attach", "echo", input=True, output=True, error=True)
     with steps.step(f"{transport}: /attach, stdin reaches the container, stdout and stderr come apart"):
-        path = t.path("attach", "echo", input=True, output=True, error=True)
         word = f"hello-{transport}".encode()
         with t.client("attach", transport, path, "-stdin") as client:
             def say():

@@ -39,7 +39,7 @@ def descriptors(steps, c):
 
 def values(steps, node, keys, container, pid):
     c = node.c
-    with steps.step("every metric has a value, or a reason for none"):
+    with steps.step("every metric has a value, or a reason for none", fatal=True):
         m = Metrics(c, keys, node.pod)
         mine = m.containers[container]
         have = {name for name, _ in mine} | {name for name, _ in m.pod}
@@ -199,7 +199,7 @@ LIFE = ["CREATED", "STARTED", "STOPPED", "DELETED"]
 
 def events(steps, node):
     c, work = node.c, node.s.work
-    with steps.step("events: what nobody heard goes to the first who listens"):
+    with steps.step("events: what nobody heard goes to the first who listens", fatal=True):
         first = Listener(c, work + "/first")
         pod = node.pod
         wait_for("the pod's start", lambda: ("STARTED", pod) in [e[:2] for e in first.heard()], 20 * node.s.factor)
@@ -255,15 +255,15 @@ def main():
             pid = c.json("inspect", container)["info"]["pid"]
             wait_for("nc listens", lambda: ":1F90 " in node.inside(container, "cat /proc/net/tcp /proc/net/tcp6"),
                      20 * s.factor)
-        devices.traffic(steps, node, keys, container, pid)
-        values(steps, node, keys, container, pid)
-        changes(steps, node, keys, container, pid)
-        memory.swap(steps, node, keys, throwaway=args.host)
-        memory.huge_pages(steps, node, keys, throwaway=args.host)
-        pods.processes_and_pressure(steps, node, pid)
-        pods.interfaces(steps, node, keys, pid)
-        stats(steps, node, container, quiet)
-        events(steps, node)
+        steps.run(devices.traffic, steps, node, keys, container, pid)
+        steps.run(values, steps, node, keys, container, pid)
+        steps.run(changes, steps, node, keys, container, pid)
+        steps.run(memory.swap, steps, node, keys, throwaway=args.host)
+        steps.run(memory.huge_pages, steps, node, keys, throwaway=args.host)
+        steps.run(pods.processes_and_pressure, steps, node, pid)
+        steps.run(pods.interfaces, steps, node, keys, pid)
+        steps.run(stats, steps, node, container, quiet)
+        steps.run(events, steps, node)
         with steps.step("the pod's cgroups go with it"):
             c("rmp", "--force", node.pod)
             left = leaks.cgroups(node.parent) + leaks.cgroups(os.path.dirname(node.parent))

@@ -57,7 +57,7 @@ def edges(w, steps):
         with plugin(w, "40", "talks"):
             joined = time.monotonic()
         for part in (validators, disputes, joining, pods_in_between, evictions, pod_resources):
-            part(w, steps)
+            steps.run(part, w, steps)
         with steps.step("a connection that never registers is cut in time, and holds up nobody"):
             silent.thread.join(60 * w.factor)
             expect(silent.cut, "it is open")
@@ -200,7 +200,7 @@ def unanswered(w, p, event, work):
 
 def pods_in_between(w, steps):
     with plugin(w, "20", "late") as late, plugin(w, "10", "early") as early:
-        with steps.step("a pod that a plugin still thinks about is nobody's"):
+        with steps.step("a pod that a plugin still thinks about is nobody's", fatal=True):
             late.script({"RunPodSandbox": pause(w)})
             made, looks = [], 0
             thread, thinks = unanswered(w, late, "RunPodSandbox", lambda: made.append(w.pod("pondered")))
@@ -229,7 +229,7 @@ def pods_in_between(w, steps):
             for event in ENDS:
                 expect(len(logged(w, "WARN", "10-early", f"no {event}, please")) == 1, f"{event} is not in the log once")
             early.script({})
-        with steps.step("a pod that is being stopped: its containers have ended, none is made any more"):
+        with steps.step("a pod that is being stopped: its containers have ended, none is made any more", fatal=True):
             pod = w.pod("halted")
             running, idle = w.started(pod, "running"), w.create(pod, "idle")
             late.script({"StopPodSandbox": pause(w)})

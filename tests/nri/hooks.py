@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+from harness import leaks
 from harness.report import expect, wait_for
 from walkthrough import written
 from world import plugin
@@ -69,16 +70,7 @@ class Hooks:
         inside = [name for pod in os.listdir(pods) for name in os.listdir(os.path.join(pods, pod))
                   if os.path.isdir(os.path.join(pods, pod, name))]
         expect(container not in inside if container else not inside, f"bundles are left: {inside}")
-        expect(not [c for c in _commands() if b"hook.py" in c], "hooks still run")
-
-
-def _commands():
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as f:
-                yield f.read()
-        except OSError:
-            pass
+        expect(not [c for c in leaks.descendants().values() if "hook.py" in c], "hooks still run")
 
 
 def inner(pid):
@@ -196,9 +188,9 @@ def around(w, steps, h):
 
 def wrong(w, steps, h):
     pod = w.pod()
+    before = w.listed()
     for point, name in zip(POINTS[:3], ("prestart", "createRuntime", "createContainer")):
         with steps.step(f"{name} fails: so does the create, with what it said; nothing is left"):
-            before = w.listed()
             with plugin(w, script=h.adjust(**{point: {"FAIL": 1}}, poststop={})):
                 error = w.c.fails("create", pod, w.config("failing"), w.any)
             expect(all(word in error for word in (name, h.path, "exited with 1", "it fails on purpose: " + point)), error)
@@ -247,7 +239,7 @@ def wrong(w, steps, h):
         other = w.pod()
         with plugin(w, script=script):
             child = subprocess.Popen([*w.c.base, "create", other, w.config("late"), w.any], stderr=subprocess.DEVNULL)
-            wait_for("the hook", lambda: any(b"hook.py" in c for c in _commands()), 20 * w.factor)
+            wait_for("the hook", lambda: any("hook.py" in c for c in leaks.descendants().values()), 20 * w.factor)
             w.remove(other)
             expect(child.wait(60) != 0, "the create")
         h.seen()

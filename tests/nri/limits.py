@@ -181,7 +181,7 @@ def pod_with(w, name, annotations):
 def block_io(w, steps):
     classes = Classes(w)
     pod = w.pod("disks")
-    with steps.step("block I/O class of a new container"), plugin(w, script={"CreateContainer": {"adjust": class_of("slow")}}) as p:
+    with steps.step("block I/O class of a new container", fatal=True), plugin(w, script={"CreateContainer": {"adjust": class_of("slow")}}) as p:
         container = w.started(pod, "slow")
         expect(classes.of(container) == SLOW, f"{classes.of(container)}")
         expect(classes.weight(container) in (None, 80), f"weight {classes.weight(container)}")

@@ -18,7 +18,7 @@ import threading
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "crictl")]
-from harness import options, runtimes  # noqa: E402
+from harness import oci, options, runtimes  # noqa: E402
 from harness.report import Failure, Steps, expect, wait_for  # noqa: E402
 from edges import edges  # noqa: E402
 from external import devices, tuned, with_runc  # noqa: E402
@@ -403,36 +403,41 @@ def restart(w, steps):
 def installed(w, steps):
     directory, config = os.path.join(w.work, "nri-plugins"), os.path.join(w.work, "nri-conf")
     log, script = os.path.join(w.work, "installed.events"), os.path.join(w.work, "installed.script")
-    with steps.step("a plugin that the daemon starts"):
-        pod = w.pod("early")
-        os.makedirs(directory)
-        os.makedirs(config)
-        shutil.copy(runtimes.tool("NRI_PLUGIN"), os.path.join(directory, "15-installed"))
-        with open(os.path.join(directory, "99-broken"), "w") as f:
-            f.write("#!/bin/sh\nexit 1\n")
-        os.chmod(f.name, 0o755)
-        written(config, "installed.conf", {"log": log, "script": script})
-        w.s.runtime.kill(signal.SIGTERM)
-        w.s.runtime.start()
-        read = lambda: [json.loads(line) for line in open(log)]  # noqa: E731, SIM115
-        wait_for("its state", lambda: any(e["event"] == "Synchronize" for e in read()), 20 * w.factor)
-        expect(w.plugins() == ["15-installed"], str(w.plugins()))
-        expect([x["id"] for x in read()[1]["pods"]] == [pod], str(read()[1]))
-        expect((read()[0]["runtime"], read()[0]["request_ms"], read()[0]["registration_ms"]) == ("berth", 2000, 5000), str(read()[0]))
-        process = read()[0]["pid"]
-        with open(f"/proc/{process}/environ") as f:
-            expect("NRI_PLUGIN_SOCKET=3" in f.read().split("\0"), "its environment")
-        written(w.work, "installed.script", {"RunPodSandbox": {"error": "says the installed one"}})
-        expect("says the installed one" in w.c.fails("runp", w.pod_config("late")), "the error")
-        os.unlink(script)
-    with steps.step("it ends with the daemon"):
-        w.s.runtime.kill(signal.SIGTERM)
-        expect(not os.path.exists(f"/proc/{process}"), "it still runs")
-        expect(read()[-1]["event"] == "Shutdown", str(read()[-1]))
-        expect(not os.path.exists(w.nri), "the socket is still there")
+    read = lambda: [json.loads(line) for line in open(log)]  # noqa: E731, SIM115
+    os.makedirs(directory)
+    os.makedirs(config)
+    try:
+        with steps.step("a plugin that the daemon starts", fatal=True):
+            pod = w.pod("early")
+            shutil.copy(runtimes.tool("NRI_PLUGIN"), os.path.join(directory, "15-installed"))
+            with open(os.path.join(directory, "99-broken"), "w") as f:
+                f.write("#!/bin/sh\nexit 1\n")
+            os.chmod(f.name, 0o755)
+            written(config, "installed.conf", {"log": log, "script": script})
+            w.s.runtime.kill(signal.SIGTERM)
+            w.s.runtime.start()
+            wait_for("its state", lambda: any(e["event"] == "Synchronize" for e in read()), 20 * w.factor)
+            expect(w.plugins() == ["15-installed"], str(w.plugins()))
+            expect([x["id"] for x in read()[1]["pods"]] == [pod], str(read()[1]))
+            told = read()[0]
+            expect((told["runtime"], told["request_ms"], told["registration_ms"]) == ("berth", 2000, 5000), str(told))
+            process = told["pid"]
+            with open(f"/proc/{process}/environ") as f:
+                expect("NRI_PLUGIN_SOCKET=3" in f.read().split("\0"), "its environment")
+            written(w.work, "installed.script", {"RunPodSandbox": {"error": "says the installed one"}})
+            expect("says the installed one" in w.c.fails("runp", w.pod_config("late")), "the error")
+            os.unlink(script)
+        with steps.step("it ends with the daemon"):
+            w.s.runtime.kill(signal.SIGTERM)
+            expect(not os.path.exists(f"/proc/{process}"), "it still runs")
+            expect(read()[-1]["event"] == "Shutdown", str(read()[-1]))
+            expect(not os.path.exists(w.nri), "the socket is still there")
+    finally:
+        # Else the daemon would start them again, and each step after this one would ask them.
+        w.s.runtime.stop()
         shutil.rmtree(directory)
         w.s.runtime.start()
-        w.remove(pod)
+    w.remove(pod)
 
 
 CDI = {"cdiVersion": "0.7.0", "kind": "vendor.com/gpu", "containerEdits": {"env": ["VENDOR=here"]}, "devices": [
@@ -519,7 +524,7 @@ def main():
     parser.add_argument("--only", default="", help="parts whose name matches: " + " ".join(p.__name__ for p in PARTS))
     args = parser.parse_args()
     runtimes.tool("NRI_PLUGIN")
-    runtimes.Runtime.handlers = runtimes.handlers(args.hide_hybrid)
+    runtimes.Runtime.handlers = oci.handlers(args.hide_hybrid)
     steps = Steps("nri")
     with options.session(args, steps) as s:
         world = World(s)
@@ -527,7 +532,7 @@ def main():
         world.c("pull", IMAGE)
         for part in PARTS:
             if re.search(args.only, part.__name__):
-                part(world, steps)
+                steps.run(part, world, steps)
     sys.exit(steps.finish())
 
 

@@ -46,6 +46,8 @@ def execs(steps, s, c, pod):
             container, _ = pod.run(security, image={"image": OPEN})
             expect(int(spoilt(pod, container, wanted), 16) == 0, "capabilities in effect")
     with steps.step("... and after a restart of the daemon"):
+        container, _ = pod.run(security, image={"image": OPEN})
+        spoilt(pod, container, wanted)
         s.runtime.kill(signal.SIGKILL)
         s.runtime.start()
         expect(who(pod, container) == wanted, str(who(pod, container)))

@@ -36,7 +36,7 @@ def probed(pod, security):
 
 
 def refusals(steps, s, pod):
-    with steps.step("seccomp: RuntimeDefault refuses what containers have no use for, and nothing else"):
+    with steps.step("seccomp: RuntimeDefault refuses what containers have no use for, and nothing else", fatal=True):
         free, found = probed(pod, {}), probed(pod, {"seccomp": {"profile_type": 0}})
         for name, number in found.items():
             wanted = errno.EPERM if name in NOT_PERMITTED else errno.ENOSYS if name in NOT_THERE else free[name]

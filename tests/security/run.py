@@ -18,7 +18,7 @@ import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "crictl")]
-from harness import options, runtimes  # noqa: E402
+from harness import oci, options, runtimes  # noqa: E402
 from harness.report import Steps, expect, wait_for  # noqa: E402
 from walkthrough import Crictl, written  # noqa: E402
 from inside import DEFAULT, IMAGE, MASKED, READONLY, Pod, Status, mounts, readonly  # noqa: E402
@@ -166,6 +166,7 @@ def privileged(steps, s, c):
     with steps.step("a privileged container in an unprivileged pod is refused"):
         plain = Pod(s, c, "plain")
         plain.refused({"privileged": True}, "privileged")
+        c("rmp", "--force", plain.id)
     pod = Pod(s, c, "privileged", privileged=True)
     with steps.step("privileged: every capability, no filter, nothing masked or read-only"):
         with open("/proc/self/status") as f:
@@ -180,8 +181,7 @@ def privileged(steps, s, c):
         expect(not readonly(found["/sys"]), str(found["/sys"]))
         expect(not [p for p in (*MASKED, *READONLY) if p in found], "masked or read-only")
         expect("/dev/null" in pod.inside(container, "ls /dev/null /dev/kmsg 2>&1"), "/dev")
-    for one in (plain, pod):
-        c("rmp", "--force", one.id)
+    c("rmp", "--force", pod.id)
 
 
 # Connects to a socket, sends the start of HTTP/2 and tells what comes back: the server's first frame, or nothing.
@@ -261,7 +261,7 @@ def defaults(steps, s, c):
             owned, _ = pod.run({"run_as_user": {"value": 1000}, "run_as_group": {"value": 2000}},
                                devices=[{"host_path": device, "container_path": "/dev/mine", "permissions": "rw"}])
             expect(pod.inside(owned, "stat -c %u:%g /dev/mine; head -c 1 /dev/mine | wc -c").split() == ["1000:2000", "1"], "device")
-        c("rmp", "--force", pod.id)
+            c("rmp", "--force", pod.id)
         with steps.step("more open files than the kernel allows, and a profile that is gone: errors that name the key's value"):
             restarted(s, default_ulimits=["nofile=1:9999999999"], unset_seccomp_profile=os.path.join(s.work, "gone.json"))
             pod = Pod(s, c, "wrong")
@@ -302,7 +302,7 @@ def main():
     args = parser.parse_args()
     steps = Steps("security")
     if args.runtime == "berth":
-        runtimes.Berth.handlers = runtimes.handlers(args.hide_hybrid)
+        runtimes.Berth.handlers = oci.handlers(args.hide_hybrid)
     with options.session(args, steps) as s:
         c = Crictl(s.endpoint, s.factor)
         with steps.step("a pod", fatal=True):
@@ -310,7 +310,8 @@ def main():
             pod = Pod(s, c, "main")
         for name, part in PARTS.items():
             if re.search(args.only, name) and (args.runtime == "berth" or name not in OF_BERTH):
-                part(steps, s, c, pod)
+                with steps.part(name):
+                    part(steps, s, c, pod)
         with steps.step("remove"):
             for one in c("pods", "-q").split():  # those of failed steps too
                 c("rmp", "--force", one)

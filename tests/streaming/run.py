@@ -513,7 +513,7 @@ def one_exec(pod, container, number):
 
 def many(pod, container, steps, sessions):
     s, daemon = pod.s, pod.s.runtime.process.pid
-    with steps.step("before the many"):
+    with steps.step("before the many", fatal=True):
         time.sleep(11)  # the pool's idle threads end
         before, memory, private = cost(s), status_kib(daemon, "VmRSS"), private_kib(monitors(s))
     with steps.step(f"{sessions} exec sessions, a third cut in the middle"):
@@ -552,15 +552,15 @@ def main():
                  f"httpd -f -p {PORT} -h /www")
         container = pod.container("main", serve)
         for transport in TRANSPORTS:
-            exec_by_hand(pod, container, steps, transport)
-            attach_by_hand(pod, steps, transport)
-            forward_by_hand(pod, steps, transport)
-        stdin_once(pod, steps)
-        silent(pod, steps)
-        stalled(pod, steps)
-        slow(pod, steps)
-        exec_sync(pod, container, steps)
-        many(pod, container, steps, args.sessions)
+            steps.run(exec_by_hand, pod, container, steps, transport)
+            steps.run(attach_by_hand, pod, steps, transport)
+            steps.run(forward_by_hand, pod, steps, transport)
+        steps.run(stdin_once, pod, steps)
+        steps.run(silent, pod, steps)
+        steps.run(stalled, pod, steps)
+        steps.run(slow, pod, steps)
+        steps.run(exec_sync, pod, container, steps)
+        steps.run(many, pod, container, steps, args.sessions)
         pod.c("stopp", pod.id)
         pod.c("rmp", pod.id)
     sys.exit(steps.finish())

@@ -141,7 +141,7 @@ def files(pod, https, steps, d):
         for newest in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
             version = shown(https.exec(), client(d + "/ca.crt", newest=newest))[1]
             expect(version == newest.name.replace("_", "."), version)
-    with steps.step("a new pair counts for new connections, the open session goes on"):
+    with steps.step("a new pair counts for new connections, the open session goes on", fatal=True):
         with Spdy(https.exec("cat"), "v4.channel.k8s.io", ("error", "stdin", "stdout"), tls=tls) as session:
             session.send("stdin", b"before")
             wait_told(session, "stdout", b"before")
@@ -245,11 +245,11 @@ def main():
             authority(d, name)
         shutil.copy(d + "/ca.crt", d + "/clients.crt")
         https = Https(Cri(s.runtime.socket), container)
-        own_certificate(pod, https, steps)
-        files(pod, https, steps, d)
-        versions(pod, https, steps, d)
-        clients(pod, https, steps, d)
-        configurations(s, steps, d)
+        steps.run(own_certificate, pod, https, steps)
+        steps.run(files, pod, https, steps, d)
+        steps.run(versions, pod, https, steps, d)
+        steps.run(clients, pod, https, steps, d)
+        steps.run(configurations, s, steps, d)
         pod.c("stopp", pod.id)
         pod.c("rmp", pod.id)
     sys.exit(steps.finish())

@@ -132,7 +132,7 @@ def digests(s, steps, p, pod, images):
         expect(mount["containerPath"] == "/v" and mount["image"]["image"] == image, str(mount))
         return mount["image"]["imageRef"]
     made = []
-    with steps.step("a tag that has moved: each status has the digest of its own volume, also of one given by id"):
+    with steps.step("a tag that has moved: each status has the digest of its own volume, also of one given by id", fatal=True):
         for text in ("one", "two"):
             digest = images.artifact("moves", [text + "\n"], ["file"])
             p.c("pull", name)
@@ -256,11 +256,11 @@ def main():
                 p.c("pull", image)
             before = layers(s.runtime.root)
             pod = p.run({})
-            content(steps, p, pod, images)
-            digests(s, steps, p, pod, images)
-            refused(steps, p, pod)
-            artifacts(s, steps, p, pod, images)
-            owned(steps, p)
+            steps.run(content, steps, p, pod, images)
+            steps.run(digests, s, steps, p, pod, images)
+            steps.run(refused, steps, p, pod)
+            steps.run(artifacts, s, steps, p, pod, images)
+            steps.run(owned, steps, p)
             with steps.step("no layer has changed"):
                 now = layers(s.runtime.root)
                 expect(before and all(now.get(path) == was for path, was in before.items()), json.dumps(sorted(set(before) - set(now))))

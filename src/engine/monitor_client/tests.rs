@@ -21,6 +21,7 @@ use crate::base::id::{ContainerId, Id, PodId};
 use crate::engine::ExecOutput;
 use crate::monitor::protocol::Stdio;
 use crate::monitor::record;
+use crate::runtime::cgroups::scratch::Scratch;
 use crate::runtime::plan::{
     CapabilityMasks, CgroupJoin, DeviceNode, ExecPlan, MountAttributes, MountPlan,
     MountPropagation, MountSource, NamespaceSource, Namespaces, Plan, ProcessPlan, Rootfs,
@@ -88,6 +89,7 @@ struct Pod {
     tasks: Tasks,
     pause: u32,
     freezer: Option<PathBuf>,
+    cgroup: Option<Scratch>,
     ended: bool,
 }
 
@@ -117,6 +119,7 @@ impl Pod {
             tasks,
             pause,
             freezer: None,
+            cgroup: None,
             ended: false,
         }
     }
@@ -125,6 +128,7 @@ impl Pod {
     async fn with_cgroup() -> Self {
         let mut pod = Self::new().await;
         let name = format!("berth-test-{}-{}", std::process::id(), unique().short());
+        pod.cgroup = Some(Scratch::named(&name));
         let freezer = PathBuf::from("/sys/fs/cgroup/freezer").join(name);
         fs::create_dir(&freezer).unwrap();
         pod.freezer = Some(freezer);
@@ -262,10 +266,11 @@ impl Drop for Pod {
         let monitor = self.client.pid();
         let children = format!("/proc/{monitor}/task/{monitor}/children");
         let children = fs::read_to_string(children).unwrap_or_default();
-        let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
+        let children = children.split_whitespace().flat_map(str::parse);
         for pid in children.chain([monitor]).filter(|_| !self.ended) {
             if let Ok(pidfd) = process::pidfd_open(pid) {
-                process::send_signal(pidfd.as_fd(), 9).unwrap();
+                let _ended_already = process::send_signal(pidfd.as_fd(), 9);
+                let _not_ours = process::try_wait(pidfd.as_fd());
             }
         }
     }

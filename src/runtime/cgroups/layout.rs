@@ -81,12 +81,6 @@ impl Cgroups {
         self.0.version
     }
 
-    /// All hierarchies that a container joins.
-    #[cfg(test)]
-    pub(crate) fn hierarchies(&self) -> &[Hierarchy] {
-        &self.0.hierarchies
-    }
-
     /// Is this controller to be had? (v2: at the root.)
     pub(crate) fn has(&self, controller: &str) -> bool {
         match self.0.version {

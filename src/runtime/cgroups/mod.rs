@@ -27,6 +27,8 @@ mod oom_score;
 mod open_files;
 #[cfg(feature = "daemon")]
 mod reader;
+#[cfg(test)]
+pub(crate) mod scratch;
 #[cfg(feature = "daemon")]
 mod stats;
 #[cfg(test)]

@@ -297,7 +297,9 @@ fn a_device_program_is_taken_by_the_kernel() {
         .map(Path::new)
         .find(|top| top.join("cgroup.controllers").exists())
         .expect("a cgroup2 mount");
-    let directory = top.join(format!("berth-test-bpf-{}", std::process::id()));
+    let name = format!("berth-test-bpf-{}", std::process::id());
+    let _scratch = scratch::Scratch::named(&name);
+    let directory = top.join(name);
     std::fs::create_dir(&directory).unwrap();
     let twice =
         (0..2).map(|_| crate::sys::bpf::attach_device_program(&directory, &program(&table)));
@@ -324,6 +326,7 @@ fn sleeper() -> std::process::Child {
 fn life_of_a_cgroup() {
     let cgroups = Cgroups::detect().unwrap();
     let top = format!("/berth-test-{}", std::process::id());
+    let scratch = scratch::Scratch::named(&top);
     let path = format!("{top}/pod/{}", "a".repeat(64));
     let resources = Resources {
         cpu_shares: 512,
@@ -399,9 +402,7 @@ fn life_of_a_cgroup() {
     cgroups.remove(&path).unwrap();
     cgroups.remove_if_empty(&format!("{top}/pod"));
     cgroups.remove_if_empty(&top);
-    for hierarchy in cgroups.hierarchies() {
-        assert!(!hierarchy.mount.join(top.trim_start_matches('/')).exists());
-    }
+    assert!(scratch.directories().is_empty());
     assert!(cgroups.version() == Version::V2 || cgroups.has("memory"));
 }
 

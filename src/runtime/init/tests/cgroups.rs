@@ -1,6 +1,7 @@
 //! Cgroups of both versions and groups of resctrl are joined.
 
 use super::*;
+use crate::runtime::cgroups::scratch::Scratch;
 
 #[test]
 fn old_control_groups() {
@@ -14,6 +15,7 @@ fn old_control_groups() {
     }
     let image = Image::new();
     let name = format!("berth-test-init-{}", std::process::id());
+    let _scratch = Scratch::named(&name);
     let directories: Vec<PathBuf> = hierarchies
         .iter()
         .map(|hierarchy| made(base.join(hierarchy).join(&name)))
@@ -75,7 +77,9 @@ fn the_unified_hierarchy_is_entered_at_the_clone() {
         panic!("no cgroup v2 hierarchy is mounted");
     };
     let image = Image::new();
-    let directory = made(base.join(format!("berth-test-init2-{}", std::process::id())));
+    let name = format!("berth-test-init2-{}", std::process::id());
+    let _scratch = Scratch::named(&name);
+    let directory = made(base.join(name));
     let mut plan = plan(&image, "grep ^0:: /proc/self/cgroup");
     plan.cgroup = CgroupJoin::V2(directory.clone());
     run(&plan, |outcome| assert_eq!(outcome.text(), "0::/"));

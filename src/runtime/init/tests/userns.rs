@@ -1,6 +1,7 @@
 //! Pods with a user namespace: what the kernel shows from inside and from outside.
 
 use super::*;
+use crate::runtime::cgroups::scratch::Scratch;
 use crate::runtime::userns::{self, Made};
 
 const SIZE: u32 = 65536;
@@ -381,6 +382,7 @@ fn a_cgroup_that_may_be_written_belongs_to_the_root_inside() {
         (true, "65534:65534\n65534:65534\n65534:65534\n0::/"),
     ] {
         let name = format!("berth-test-userns-{}-{readonly}", std::process::id());
+        let _scratch = Scratch::named(&name);
         let directory = made(base.join(name));
         in_pod(&image, |pod| {
             let script = "cd /sys/fs/cgroup; stat -c %u:%g . cgroup.procs cgroup.max.depth; \
