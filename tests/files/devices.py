@@ -123,11 +123,27 @@ def on_the_node(steps, s, c):
                 container, _ = pod.run({"privileged": True}, mounts=[{"container_path": target, "host_path": source, "propagation": 2}])
                 expect(count() == before, f"on the node: {[m for m in count() if m not in before]}")
                 expect(pod.inside(container, f"cat {target}/{files[0]}").strip() == "of the node", "hidden")
+        with steps.step("a terminal in such a /dev: the node's console stays the node's"):
+            source = shared + "/dev"
+            subprocess.run(["mount", "-t", "devpts", "-o", "newinstance,ptmxmode=666", "devpts", source + "/pts"], check=True)
+            with open(source + "/console", "w") as f:
+                f.write("of the node\n")
+            before = count()
+            container, _ = pod.run({"privileged": True}, tty=True, stdin=True, command=["sh"],
+                                   mounts=[{"container_path": "/dev", "host_path": source, "propagation": 2}])
+            expect(count() == before, f"on the node: {[m for m in count() if m not in before]}")
+            expect(pod.inside(container, "cat /dev/console").strip() == "of the node", "another console")
+        with steps.step("paths in such a volume that are to be hidden or read-only: refused by name, the node's stay"):
+            before = count()
+            for field in ("masked_paths", "readonly_paths"):
+                pod.refused({field: ["/opt/hosts"]}, field, "/opt/hosts",
+                            mounts=[{"container_path": "/opt", "host_path": shared + "/etc", "propagation": 2}])
+            expect(count() == before, f"on the node: {[m for m in count() if m not in before]}")
     finally:
         pod.remove()
         for point in reversed(count()):
             if point.startswith(shared):
-                subprocess.run(["umount", point], check=True)
+                subprocess.run(["umount", "-l", point], check=False)
 
 
 def devices(steps, s, c):

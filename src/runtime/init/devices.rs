@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use crate::runtime::plan::{Context, DeviceNode, Fault, MountSource, Plan};
+use crate::runtime::plan::{Context, DeviceNode, Fault, MountPropagation, MountSource, Plan};
 use crate::sys::file::{self, AtFlags, FileType, Gid, Make, Mode, OFlags, Stat, Uid, makedev};
 use crate::sys::mount;
 
@@ -28,6 +28,16 @@ fn is_ours(plan: &Plan) -> bool {
     let on_dev = plan.mounts.iter().rev();
     let mut on_dev = on_dev.filter(|mount| mount.target.trim_end_matches('/') == "/dev");
     on_dev.next().is_some_and(|mount| ours(&mount.source))
+}
+
+/// Whether what is mounted below `/dev` is mounted on the node, too.
+fn is_shared(plan: &Plan) -> bool {
+    plan.mounts.iter().any(|mount| match &mount.source {
+        MountSource::Bind { propagation, .. } => {
+            *propagation == MountPropagation::Shared && mount.target.trim_end_matches('/') == "/dev"
+        }
+        _ => false,
+    })
 }
 
 /// Copies of the node's own nodes, one for each device of the plan: for a user namespace, in which no node can be made.
@@ -161,9 +171,12 @@ fn node(device: &DeviceNode, root: BorrowedFd<'_>) -> Step {
 }
 
 /// Binds the slave of the process's terminal at `/dev/console`: a copy of the descriptor's own mount, never of a path
-/// (CVE-2025-52565).
-pub(super) fn bind_console(root: BorrowedFd<'_>, slave: BorrowedFd<'_>) -> Step {
+/// (CVE-2025-52565). Not where `/dev` shows its mounts to the node, whose console it would become.
+pub(super) fn bind_console(plan: &Plan, root: BorrowedFd<'_>, slave: BorrowedFd<'_>) -> Step {
     const CONSOLE: &str = "/dev/console";
+    if is_shared(plan) {
+        return Ok(());
+    }
     let dev = file::open_in_no_links(
         root,
         Path::new("/dev"),

@@ -234,7 +234,7 @@ impl Inside {
 fn furnish(plan: &Plan, root: &mut rootfs::Root) -> Result<Option<crate::sys::pty::Pty>, Fault> {
     let terminal = if plan.process.terminal {
         let pty = process::open_terminal(root.fd.as_fd())?;
-        devices::bind_console(root.fd.as_fd(), pty.slave.as_fd())?;
+        devices::bind_console(plan, root.fd.as_fd(), pty.slave.as_fd())?;
         Some(pty)
     } else {
         None

@@ -164,6 +164,8 @@ pub(crate) fn container(input: &ContainerInput<'_>, host: &HostFacts) -> Result<
     let mounts = mounts::of_container(input, host)?;
     let (device_nodes, mut device_rules) = devices::of_container(input, mounts.own_dev);
     let (masked_paths, readonly_paths) = security::hidden_paths(&config.security, base)?;
+    mounts::check_hidden(&mounts.mounts, "masked_paths", &masked_paths)?;
+    mounts::check_hidden(&mounts.mounts, "readonly_paths", &readonly_paths)?;
     let (process, seccomp) = process_of_container(input, &resources, host)?;
     let namespaces = namespaces::of_container(input)?;
     userns::check_user(&process.user, &namespaces)?;

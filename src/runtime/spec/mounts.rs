@@ -104,6 +104,24 @@ pub(crate) fn of_container(input: &ContainerInput<'_>, host: &HostFacts) -> Resu
     })
 }
 
+/// Refuses to hide, or to make read-only, what a volume shares with the node: that would happen there, too. `mounts` by depth.
+///
+/// # Errors
+/// [`SpecError::Invalid`] names the path.
+pub(crate) fn check_hidden(mounts: &[MountPlan], field: &str, paths: &[String]) -> Result<()> {
+    for path in paths {
+        let mut above = mounts.iter().rev();
+        let above = above.find(|mount| is_below(&clean(path), &mount.target));
+        if let Some(volume) = above.filter(|volume| is_shared(&volume.source)) {
+            let field = format!("security_context.{field}");
+            let problem = format!("is in the BIDIRECTIONAL volume at {}", volume.target);
+            let mend = "leave it out, or use another propagation: what covers it would be on the node, too";
+            return Err(SpecError::invalid(field, path, problem, mend));
+        }
+    }
+    Ok(())
+}
+
 /// What is mounted below would be mounted on the node, too.
 fn is_shared(source: &MountSource) -> bool {
     let shared = MountPropagation::Shared;
