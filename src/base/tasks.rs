@@ -1,5 +1,6 @@
 //! Who owns the daemon's tasks: every task is spawned here, so that shutdown can wait for it.
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -7,7 +8,10 @@ use tokio::task::{JoinHandle, JoinSet};
 
 /// A set of tasks that end with the daemon. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Tasks(Arc<Mutex<JoinSet<()>>>);
+pub(crate) struct Tasks {
+    set: Arc<Mutex<JoinSet<()>>>,
+    ending: Arc<AtomicBool>,
+}
 
 impl Tasks {
     /// Runs `work` as a task of its own and returns a handle to its result. Dropping the handle does
@@ -17,7 +21,7 @@ impl Tasks {
         work: impl Future<Output = T> + Send + 'static,
     ) -> tokio::sync::oneshot::Receiver<T> {
         let (done, result) = tokio::sync::oneshot::channel();
-        let mut set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
         while set.try_join_next().is_some() {}
         set.spawn(async move {
             // The receiver may be gone: the client hung up, the work is done all the same.
@@ -33,9 +37,20 @@ impl Tasks {
         tokio::task::spawn_blocking(work)
     }
 
+    /// Tells long work that can be taken up again another day to stop.
+    pub(crate) fn end(&self) {
+        self.ending.store(true, Ordering::Relaxed);
+    }
+
+    /// Is the daemon about to end? Long work asks now and then.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
+    }
+
     /// Waits until every task has ended, at most `limit`; then aborts what is left and returns how many.
     pub(crate) async fn shutdown(&self, limit: Duration) -> usize {
-        let mut set = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        self.end();
+        let mut set = std::mem::take(&mut *self.set.lock().unwrap_or_else(PoisonError::into_inner));
         let all = async { while set.join_next().await.is_some() {} };
         if tokio::time::timeout(limit, all).await.is_ok() {
             return 0;

@@ -202,6 +202,7 @@ async fn work(
     tracing::info!(signal = name, "stopping; pods go on");
     manager.tell("STOPPING=1");
     close.send_replace(true);
+    tasks.end();
     serving.await.map_err(io("serve the socket"))?;
     let _cut_off = streams.shutdown(Duration::ZERO).await;
     let left = connections.shutdown(SHUTDOWN).await + tasks.shutdown(SHUTDOWN).await;

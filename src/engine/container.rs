@@ -11,6 +11,7 @@ use crate::base::id::{ContainerId, PodId};
 use crate::base::image::RootfsLayers;
 use crate::engine::lane::Lane;
 use crate::engine::lower::ImageVolume;
+use crate::engine::meters::Meter;
 use crate::engine::plugins::Told;
 use crate::engine::pod::Pod;
 use crate::engine::state::ContainerPhase;
@@ -39,6 +40,8 @@ pub(crate) struct Container {
     pub(crate) record_lane: Lane,
     /// True once its first process has ended for good.
     pub(crate) ended: watch::Sender<bool>,
+    /// What its writable layer takes.
+    pub(crate) meter: Arc<Meter>,
     inner: Mutex<ContainerInner>,
 }
 
@@ -159,6 +162,7 @@ impl ContainerRecord {
             limits_lane: Lane::default(),
             record_lane: Lane::default(),
             ended: watch::Sender::new(!self.phase.alive()),
+            meter: Arc::default(),
             inner: Mutex::new(ContainerInner {
                 phase: self.phase,
                 status: Arc::new(status),

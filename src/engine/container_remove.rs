@@ -7,7 +7,7 @@ use crate::base::tasks::Tasks;
 use crate::engine::Engine;
 use crate::engine::container::Container;
 use crate::engine::container_start::state_error;
-use crate::engine::core::{blocking, make_directory, remove_directory};
+use crate::engine::core::{blocking, remove_directory};
 use crate::engine::error::{CleanUp, EngineError, Result};
 use crate::engine::lower::bundle_of;
 use crate::engine::state::{ContainerInput, ContainerPhase};
@@ -95,7 +95,11 @@ impl Engine {
         }
         let (cgroups, path) = (core.lower.cgroups.clone(), container.cgroup());
         let files = core.pod_directory(container.pod.id);
-        let (directory, trash) = (core.container_directory(container.id), core.trash());
+        let (directory, trash) = (
+            core.container_directory(container.id),
+            Arc::clone(&core.trash),
+        );
+        container.meter.close();
         let (id, bundle) = (container.id, bundle_of(core, container));
         let hooked = !external && bundle.exists();
         let erased = blocking("remove a container's cgroup and files", move || {
@@ -114,7 +118,7 @@ impl Engine {
             if external && forgotten {
                 steps.note("bundle", remove_directory(&bundle));
             }
-            steps.note("writable layer", discard(&directory, &trash));
+            steps.note("writable layer", trash.take(&directory));
             steps.finish("files of container", id)
         });
         clean_up.note("erase", erased.await);
@@ -140,14 +144,13 @@ impl Engine {
         }
     }
 
-    /// Deletes what waits in the trash, in the background; what a crash leaves there the next start
-    /// deletes.
+    /// Removes what waits in the trash, in the background; what is left when the daemon ends the next one removes.
     pub(super) fn empty_trash(&self) {
-        let trash = self.core().trash();
+        let (trash, tasks) = (Arc::clone(&self.core().trash), self.core().tasks.clone());
         let _emptied = self.core().tasks.spawn(async move {
-            let done = Tasks::blocking(move || empty(&trash)).await;
-            if let Ok(Err(error)) = done {
-                tracing::warn!(error = %crate::base::error::chain(&error), "the trash could not be emptied");
+            let emptied = Tasks::blocking(move || trash.empty(&|| tasks.is_ending())).await;
+            if let Err(error) = emptied {
+                tracing::error!(%error, "the trash is not being emptied");
             }
         });
     }
@@ -160,27 +163,4 @@ fn remove_file(path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// Moves a directory out of the way, so that its place is free at once.
-pub(super) fn discard(directory: &Path, trash: &Path) -> Result<()> {
-    make_directory(trash, 0o700)?;
-    let name = directory.file_name().unwrap_or_default();
-    match std::fs::rename(directory, trash.join(name)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(EngineError::io(
-            format!("move {} to the trash", directory.display()),
-        )(error)),
-        _ => Ok(()),
-    }
-}
-
-fn empty(trash: &Path) -> Result<()> {
-    let entries = match std::fs::read_dir(trash) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.map_err(EngineError::io(format!("read {}", trash.display())))?,
-    };
-    for entry in entries.flatten() {
-        remove_directory(&entry.path())?;
-    }
-    Ok(())
 }

@@ -1,6 +1,9 @@
 //! What all verbs share: the tables, transitions with their events, and records.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,12 +19,14 @@ use crate::engine::events::{Events, Listener};
 use crate::engine::facade::{EngineEvent, PodMoment};
 use crate::engine::handlers::HandlerTable;
 use crate::engine::lower::Lower;
+use crate::engine::meters::Meters;
 use crate::engine::names::Names;
 use crate::engine::pod::{Pod, PodInner, PodRecord};
 use crate::engine::state::{ContainerInput, Effect, PodInput, Refused};
 use crate::engine::table::{Found, Stamps, Table};
 use crate::nri::Nri;
-use crate::store::{self, CLOSED, Durability, Records};
+use crate::store::{self, CLOSED, Durability, Records, Trash};
+use crate::sys::remove::{Removal, remove};
 
 /// Mode of `pods` in `state`: roots of user namespaces pass, each to its own pod.
 pub(crate) const PASSED: u32 = 0o711;
@@ -65,6 +70,10 @@ pub(crate) struct Core {
     pub(crate) made_parents: Mutex<BTreeMap<String, usize>>,
     /// Times that only grow.
     pub(crate) stamps: Stamps,
+    /// Walks of writable layers.
+    pub(crate) meters: Meters,
+    /// Writable layers that wait for their removal.
+    pub(crate) trash: Arc<Trash>,
     /// Device that `root` is on, once it was asked for.
     pub(crate) device: std::sync::OnceLock<String>,
     pod_records: Arc<Records<PodRecord>>,
@@ -120,6 +129,8 @@ impl Core {
     pub(crate) fn open(config: EngineConfig, lower: Lower, nri: Nri, tasks: Tasks) -> Result<Self> {
         let pod_records = Records::open(config.root.join("pods"), FORMAT)?;
         let container_records = Records::open(config.root.join("containers"), FORMAT)?;
+        let trash = Arc::new(Trash::new(config.root.join("trash"), ""));
+        let meters = Meters::new(tasks.clone());
         Ok(Self {
             root: config.root,
             state: config.state,
@@ -137,6 +148,8 @@ impl Core {
             container_names: Names::default(),
             made_parents: Mutex::default(),
             stamps: Stamps::default(),
+            meters,
+            trash,
             device: std::sync::OnceLock::new(),
             pod_records: Arc::new(pod_records),
             container_records: Arc::new(container_records),
@@ -177,9 +190,9 @@ impl Core {
         self.root.join("containers").join(id.to_string())
     }
 
-    /// Where directories wait for their deletion.
-    pub(crate) fn trash(&self) -> PathBuf {
-        self.root.join("trash")
+    /// What a container has written.
+    pub(crate) fn writable_layer(&self, id: ContainerId) -> PathBuf {
+        self.container_directory(id).join("upper")
     }
 
     /// A pod by unambiguous prefix.
@@ -481,15 +494,22 @@ pub(crate) fn give(path: &Path, pod: &Pod) -> Result<()> {
     )))
 }
 
-/// Removes a directory with all it holds; a missing one is fine. Blocks on the disk.
+/// Removes a directory of ours with all it holds; a missing one is fine. Blocks on the disk.
 ///
 /// # Errors
-/// [`EngineError::Step`].
+/// [`EngineError::Step`]: something of it stays.
 pub(crate) fn remove_directory(path: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(EngineError::io(
-            format!("remove directory {}", path.display()),
-        )(error)),
-        _ => Ok(()),
+    let failed = || EngineError::io(format!("remove directory {}", path.display()));
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(failed()(std::io::ErrorKind::InvalidInput.into()));
+    };
+    let parent = match std::fs::File::open(parent) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        parent => parent.map_err(failed())?,
+    };
+    let name = CString::new(name.as_bytes()).map_err(|nul| failed()(nul.into()))?;
+    match remove(parent.as_fd(), &name, &mut || false) {
+        Removal::Gone | Removal::Stopped => Ok(()),
+        Removal::Left(left) => Err(failed()(std::io::Error::other(left.to_string()))),
     }
 }

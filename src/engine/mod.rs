@@ -13,6 +13,7 @@ mod facade;
 mod handlers;
 mod lane;
 mod lower;
+mod meters;
 mod metrics;
 pub(crate) mod monitor_client;
 mod names;

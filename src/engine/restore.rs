@@ -76,7 +76,7 @@ impl Engine {
             .map(|(pod, _)| Arc::clone(pod))
             .collect();
         core.lower.restore_network(live).await;
-        core.lower.collect().await;
+        core.lower.collect();
         let pods = restored.iter().map(|(pod, _)| Arc::clone(pod)).collect();
         self.close_directories(pods).await?;
         self.sweep(&known).await?;
@@ -95,7 +95,10 @@ impl Engine {
             if last.trim() == boot {
                 return Ok(false);
             }
-            remove_directory(&pods)?;
+            // Nobody needs it any more; what stays of it is not taken for a pod.
+            if let Err(error) = remove_directory(&pods) {
+                tracing::warn!(error = %chain(&error), "pod files of another boot stay");
+            }
             let line = format!("{boot}\n");
             crate::store::write_atomic(&path, line.as_bytes(), 0o600, Durability::Durable)?;
             Ok(!last.is_empty())
@@ -312,7 +315,10 @@ impl Engine {
                 let _stopped = core.lower.stop_monitor(&monitor).await.is_ok();
                 let _ended = core.lower.end_monitor(&monitor).await.is_ok();
             }
-            blocking("remove a stray pod", move || remove_directory(&directory)).await?;
+            let removed = blocking("remove a stray pod", move || remove_directory(&directory));
+            if let Err(error) = removed.await {
+                tracing::warn!(pod.id = %stray, error = %chain(&error), "files of a stray pod stay");
+            }
         }
         let layers = core.root.join("containers");
         let strays = blocking("look for stray layers", move || {
@@ -327,11 +333,12 @@ impl Engine {
             .collect();
         for stray in strays {
             if live.iter().all(|container| container.id != stray) {
-                let (from, trash) = (core.container_directory(stray), core.trash());
-                blocking("remove a stray layer", move || {
-                    crate::engine::container_remove::discard(&from, &trash)
-                })
-                .await?;
+                let (from, trash) = (core.container_directory(stray), Arc::clone(&core.trash));
+                let taken = blocking("remove a stray layer", move || Ok(trash.take(&from)?));
+                if let Err(error) = taken.await {
+                    tracing::warn!(container.id = %stray, error = %chain(&error),
+                        "a stray writable layer stays");
+                }
             }
         }
         self.empty_trash();

@@ -1,7 +1,6 @@
 //! The stats calls: read when asked, rates from two readings, nothing polled.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,27 +24,14 @@ const RATE_WINDOW: Duration = Duration::from_millis(500);
 const READERS: usize = 4;
 /// So many objects are not worth another thread.
 const SHARE: usize = 16;
-/// How long a measured writable layer is not measured again.
-const LAYER_AGE: Duration = Duration::from_secs(8);
-/// A layer that takes long to measure is measured so many times its duration apart.
-const LAYER_REST: u32 = 20;
+/// How long an answer waits, in all, for walks of writable layers that take no time.
+const PATIENCE: Duration = Duration::from_millis(50);
 
-/// CPU rate from two readings, and the last measure of the writable layer.
+/// CPU rate from two readings.
 #[derive(Debug, Default)]
 pub(crate) struct Rate {
     base: Option<(i64, u64)>,
     rate: Option<u64>,
-    layer: Option<Layer>,
-}
-
-/// A measured writable layer.
-#[derive(Debug)]
-struct Layer {
-    /// When, as nanoseconds since 1970.
-    at: i64,
-    /// How long it is good for.
-    rest: Duration,
-    usage: FilesystemUsage,
 }
 
 impl Rate {
@@ -69,66 +55,30 @@ impl Rate {
         }
         self.rate
     }
-
-    /// The writable layer as measured a moment ago.
-    fn fresh_layer(&self, now: i64) -> Option<FilesystemUsage> {
-        let layer = self.layer.as_ref()?;
-        let age = u64::try_from(now.saturating_sub(layer.at)).unwrap_or(0);
-        (Duration::from_nanos(age) < layer.rest).then(|| layer.usage.clone())
-    }
 }
 
-/// Bytes and inodes of everything below a directory; what vanishes meanwhile does not count.
-pub(crate) fn tree_usage(directory: &Path) -> (u64, u64) {
-    use std::os::unix::fs::MetadataExt as _;
-    let (mut bytes, mut inodes) = (0, 0);
-    let mut directories = vec![directory.to_owned()];
-    let mut linked = std::collections::BTreeSet::new();
-    while let Some(directory) = directories.pop() {
-        for entry in std::fs::read_dir(&directory)
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let Ok(metadata) = entry.metadata() else {
-                continue;
-            };
-            if metadata.nlink() > 1
-                && !metadata.is_dir()
-                && !linked.insert((metadata.dev(), metadata.ino()))
-            {
-                continue;
-            }
-            bytes += metadata.blocks() * 512;
-            inodes += 1;
-            if metadata.is_dir() {
-                directories.push(entry.path());
-            }
-        }
-    }
-    (bytes, inodes)
-}
-
-/// What a container's writable layer takes, measured at most a few seconds ago.
-fn writable_layer(core: &Core, container: &Container) -> FilesystemUsage {
-    let at = Timestamp::now().0;
-    if let Some(usage) = container.lock().rate.fresh_layer(at) {
-        return usage;
-    }
-    let began = Instant::now();
-    let directory = core.container_directory(container.id).join("upper");
-    let (used_bytes, inodes_used) = tree_usage(&directory);
-    let usage = FilesystemUsage {
+/// What a container's writable layer takes, as far as that is known by `deadline`; absent: not at all yet.
+fn writable_layer(
+    core: &Core,
+    container: &Container,
+    deadline: Instant,
+) -> Option<FilesystemUsage> {
+    let directory = || core.writable_layer(container.id);
+    let counted = core.meters.read(&container.meter, directory, deadline)?;
+    Some(FilesystemUsage {
         mountpoint: core.root.display().to_string(),
-        used_bytes,
-        inodes_used,
-    };
-    container.lock().rate.layer = Some(Layer {
-        at,
-        rest: LAYER_AGE.max(began.elapsed() * LAYER_REST),
-        usage: usage.clone(),
-    });
-    usage
+        used_bytes: counted.bytes,
+        inodes_used: counted.inodes,
+    })
+}
+
+/// Begins to walk those of the writable layers whose time has come; until when an answer waits for them.
+fn measure<'a>(core: &Core, containers: impl IntoIterator<Item = &'a Arc<Container>>) -> Instant {
+    for container in containers {
+        let directory = || core.writable_layer(container.id);
+        core.meters.begin(&container.meter, directory);
+    }
+    Instant::now() + PATIENCE
 }
 
 /// Figures of one container.
@@ -137,6 +87,7 @@ pub(super) fn container_figures(
     readings: &mut Readings<'_>,
     container: &Container,
     scope: Scope,
+    deadline: Instant,
 ) -> ContainerFigures {
     let cgroup = readings.stats(&container.cgroup(), scope);
     let (usage_nano_cores, processes) = match scope {
@@ -152,7 +103,7 @@ pub(super) fn container_figures(
         cgroup_path: container.cgroup(),
         cgroup,
         usage_nano_cores,
-        writable_layer: Some(writable_layer(core, container)),
+        writable_layer: writable_layer(core, container, deadline),
         processes,
     }
 }
@@ -174,6 +125,7 @@ fn pods_figures(
     pods: &[Arc<Pod>],
     parents: &HashMap<String, usize>,
     scope: Scope,
+    deadline: Instant,
 ) -> Vec<PodFigures> {
     let mut readings = core.lower.cgroups.readings();
     let figures = pods.iter().map(|pod| {
@@ -181,7 +133,8 @@ fn pods_figures(
         let ours = pod
             .cgroup_parent
             .starts_with(&format!("{}/", core.cgroup_root));
-        pod_figures(core, &mut readings, pod, scope, others || ours)
+        let shared = others || ours;
+        pod_figures(core, &mut readings, pod, (scope, shared), deadline)
     });
     figures.collect()
 }
@@ -211,14 +164,14 @@ fn pod_figures(
     core: &Core,
     readings: &mut Readings<'_>,
     pod: &Pod,
-    scope: Scope,
-    shared: bool,
+    (scope, shared): (Scope, bool),
+    deadline: Instant,
 ) -> PodFigures {
     let containers: Vec<_> = pod
         .containers()
         .iter()
         .filter(|container| container.status().state == ContainerState::Running)
-        .map(|container| container_figures(core, readings, container, scope))
+        .map(|container| container_figures(core, readings, container, scope, deadline))
         // Who ended meanwhile is left out.
         .filter(|figures| figures.cgroup.cpu_usage_ns.is_some())
         .collect();
@@ -317,10 +270,12 @@ impl Engine {
                 mountpoint: core.root.display().to_string(),
                 ..FilesystemUsage::default()
             };
-            for container in core.containers.all() {
-                let layer = writable_layer(core, &container);
-                all.used_bytes += layer.used_bytes;
-                all.inodes_used += layer.inodes_used;
+            let containers = core.containers.all();
+            let deadline = measure(core, &containers);
+            for container in containers {
+                let layer = writable_layer(core, &container, deadline).unwrap_or_default();
+                all.used_bytes = all.used_bytes.saturating_add(layer.used_bytes);
+                all.inodes_used = all.inodes_used.saturating_add(layer.inodes_used);
             }
             Ok((vec![core.lower.images.fs_usage()], vec![all]))
         })
@@ -337,11 +292,13 @@ impl Engine {
         blocking("read stats", move || {
             let core = engine.core();
             let mut readings = core.lower.cgroups.readings();
+            let deadline = measure(core, [&container]);
             Ok(container_figures(
                 core,
                 &mut readings,
                 &container,
                 Scope::Usage,
+                deadline,
             ))
         })
         .await
@@ -358,11 +315,14 @@ impl Engine {
         let mut selected = self.select_containers(filter);
         selected.retain(|container| container.status().state == ContainerState::Running);
         let engine = self.clone();
+        let deadline = measure(self.core(), &selected);
         read_each(selected, move |part| {
             let core = engine.core();
             let mut readings = core.lower.cgroups.readings();
             part.iter()
-                .map(|container| container_figures(core, &mut readings, container, Scope::Usage))
+                .map(|container| {
+                    container_figures(core, &mut readings, container, Scope::Usage, deadline)
+                })
                 // Who ended meanwhile is left out.
                 .filter(|figures| figures.cgroup.cpu_usage_ns.is_some())
                 .collect()
@@ -410,8 +370,11 @@ impl Engine {
         scope: Scope,
     ) -> Result<Vec<PodFigures>> {
         let (engine, parents) = (self.clone(), Arc::new(parents(self.core())));
+        let containers = pods.iter().flat_map(|pod| pod.containers());
+        let running = containers.filter(|c| c.status().state == ContainerState::Running);
+        let deadline = measure(self.core(), &running.collect::<Vec<_>>());
         read_each(pods, move |part| {
-            pods_figures(engine.core(), part, &parents, scope)
+            pods_figures(engine.core(), part, &parents, scope, deadline)
         })
         .await
     }
@@ -436,18 +399,5 @@ mod tests {
         assert_eq!(rate.reading(&at(4_000, 4_000_000_000)), Some(0));
         // A clock set back does no harm.
         assert_eq!(rate.reading(&at(2_000, 5_000_000_000)), Some(0));
-    }
-
-    #[test]
-    fn hard_links_count_once() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("a");
-        crate::store::write_atomic(&file, &[7; 8192], 0o600, crate::store::Durability::Durable)
-            .unwrap();
-        std::fs::hard_link(&file, directory.path().join("b")).unwrap();
-        std::fs::create_dir(directory.path().join("c")).unwrap();
-        let (bytes, inodes) = tree_usage(directory.path());
-        assert_eq!(inodes, 2);
-        assert!((8192..32768).contains(&bytes), "{bytes}");
     }
 }

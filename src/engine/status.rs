@@ -209,6 +209,13 @@ impl Engine {
             info.insert("cdi".to_owned(), cdi.to_string());
             let selinux = core.lower.selinux_info();
             info.insert("selinux".to_owned(), selinux.to_string());
+            let aside = core.trash.set_aside().into_iter();
+            let aside = aside.chain(core.lower.set_aside());
+            let aside = aside.map(|aside| {
+                json!({ "path": aside.path, "reason": aside.reason, "since": aside.since.0 })
+            });
+            let trash = json!({ "setAside": aside.collect::<Vec<_>>() });
+            info.insert("trash".to_owned(), trash.to_string());
             let counts = json!({ "pods": core.pods.len(), "containers": core.containers.len() });
             info.insert("counts".to_owned(), counts.to_string());
         }

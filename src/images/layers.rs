@@ -21,6 +21,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::images::apply::{Applied, open_root};
@@ -28,9 +29,11 @@ use crate::images::digest::Digest;
 use crate::images::error::ImageError;
 use crate::images::mend::{self, Look, Looks};
 use crate::images::tree;
-use crate::store::{self, CLOSED, Durability, Records};
+use crate::store::{self, Aside, CLOSED, Durability, Records, Trash};
 
 const FORMAT: u32 = 1;
+/// What names of directories begin with that are to be removed.
+const TRASH: &str = "del-";
 
 /// What is recorded of a layer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -68,8 +71,8 @@ struct Inner {
     state: Mutex<State>,
     /// Held while layers are made to fit a chain.
     fitting: Mutex<()>,
-    /// Held while directories are removed: two at the same one would trip over each other.
-    removing: Mutex<()>,
+    /// Directories that are to be removed.
+    trash: Trash,
 }
 
 /// The layer store. Clones share it.
@@ -140,18 +143,21 @@ impl Layers {
                 continue;
             }
             // Removing takes as long as the disk pleases: `collect` does it, nobody waits for it here.
-            let aside = directory.join(format!("del-{number}"));
-            if path != aside && fs::rename(&path, &aside).is_err() {
-                tree::remove_path(&path).map_err(|errno| ImageError::io("remove", &path, errno))?;
+            let aside = directory.join(format!("{TRASH}{number}"));
+            if path != aside
+                && let Err(error) = fs::rename(&path, &aside)
+            {
+                tracing::warn!(path = %path.display(), %error, "what is no layer stays among them");
             }
         }
+        let trash = Trash::new(directory.clone(), TRASH);
         Ok(Self(Arc::new(Inner {
             directory,
             boot: boot.to_owned(),
             records,
             state: Mutex::new(state),
             fitting: Mutex::new(()),
-            removing: Mutex::new(()),
+            trash,
         })))
     }
 
@@ -341,10 +347,15 @@ impl Layers {
             }
         };
         let path = self.path_of(lease.number);
-        let failed = |errno| ImageError::io("fit", &path, errno);
         let wanted = {
             let root = open_root(&path)?;
-            mend::looks(root.as_fd(), &record.implied, below).map_err(failed)?
+            mend::looks(root.as_fd(), &record.implied, below).map_err(|errno| match errno {
+                Errno::OVERFLOW => ImageError::TooLarge {
+                    what: format!("the directories that layer {} only implies", record.diff_id),
+                    limit: format!("{} looks into the layers below", mend::MAX_STEPS),
+                },
+                errno => ImageError::io("fit", &path, errno),
+            })?
         };
         let wanted: Vec<_> = wanted.into_iter().collect();
         if wanted == record.looks {
@@ -423,12 +434,13 @@ impl Layers {
         self.state().layers.values().any(|layer| layer.uses == 0)
     }
 
-    /// Removes every layer that nobody holds. Blocks on the disk.
+    /// Removes every layer that nobody holds, and what a crash left. What cannot be removed is set aside. `stop` is asked
+    /// now and then; the rest is left to the next start then. Blocks on the disk.
     ///
     /// # Errors
     ///
-    /// The first failure; the others are removed all the same, and the next start removes the rest.
-    pub(crate) fn collect(&self) -> Result<(), ImageError> {
+    /// The first record that stays, or directory that cannot be renamed; the others are removed all the same.
+    pub(crate) fn collect(&self, stop: &dyn Fn() -> bool) -> Result<(), ImageError> {
         let unused: Vec<u64> = {
             let mut state = self.state();
             let unused = state.layers.iter().filter(|(_, layer)| layer.uses == 0);
@@ -438,41 +450,27 @@ impl Layers {
             }
             unused
         };
-        let _alone = self
-            .0
-            .removing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
         let mut outcome = Ok(());
         for number in unused {
-            let removed = self.remove(number);
+            let removed = self.discard(number);
             outcome = outcome.and(removed);
         }
-        outcome.and(self.sweep())
+        self.0.trash.go_through(stop);
+        outcome
     }
 
-    /// Removes what a crash or an earlier failure left.
-    fn sweep(&self) -> Result<(), ImageError> {
-        let directory = &self.0.directory;
-        let unreadable = |error| ImageError::io("read", directory, error);
-        for entry in fs::read_dir(directory).map_err(unreadable)? {
-            let path = entry.map_err(unreadable)?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.starts_with("del-") {
-                tree::remove_path(&path).map_err(|errno| ImageError::io("remove", &path, errno))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn remove(&self, number: u64) -> Result<(), ImageError> {
+    fn discard(&self, number: u64) -> Result<(), ImageError> {
         self.0.records.remove(&number.to_string())?;
         let (from, to) = (
             self.path_of(number),
-            self.0.directory.join(format!("del-{number}")),
+            self.0.directory.join(format!("{TRASH}{number}")),
         );
-        fs::rename(&from, &to).map_err(|error| ImageError::io("rename", &from, error))?;
-        tree::remove_path(&to).map_err(|errno| ImageError::io("remove", &to, errno))
+        fs::rename(&from, &to).map_err(|error| ImageError::io("rename", &from, error))
+    }
+
+    /// Layers that cannot be removed. From memory.
+    pub(crate) fn set_aside(&self) -> Vec<Aside> {
+        self.0.trash.set_aside()
     }
 
     /// Records as on disk for good what was recorded for this boot. The caller has synced the

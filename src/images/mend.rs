@@ -9,6 +9,7 @@
 //! Where a lower layer has a symlink to a directory in that place (`lib -> usr/lib`), the layer's
 //! content belongs behind it: the variant has it moved there.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -20,6 +21,10 @@ use crate::images::tree::{self, Meta};
 
 const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 const MAX_SYMLINKS: u32 = 40;
+/// Directories above what a layer implies, wherever a link leads; as for a layer's own entries.
+const MAX_DEPTH: usize = 256;
+/// Directories of the layers below that are looked at for one layer: layers of a few megabytes could ask for billions.
+pub(crate) const MAX_STEPS: u64 = 3_000_000;
 
 /// Looks of an implied directory, or where its content goes instead.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,18 +58,28 @@ enum Found {
     Other,
 }
 
+/// The layers below: roots, topmost first, and what was looked at in them.
+struct Below<'a> {
+    roots: &'a [OwnedFd],
+    steps: Cell<u64>,
+}
+
 /// What the layers `below` (roots, topmost first) ask of the implied directories of `layer` on them.
 ///
 /// Blocks on the disk.
 ///
 /// # Errors
 ///
-/// Those of the system calls.
+/// Those of the system calls; `EOVERFLOW`: it takes more than [`MAX_STEPS`].
 pub(crate) fn looks<'p>(
     layer: BorrowedFd<'_>,
     implied: impl IntoIterator<Item = &'p Vec<u8>>,
     below: &[OwnedFd],
 ) -> Result<Looks> {
+    let below = &Below {
+        roots: below,
+        steps: Cell::new(0),
+    };
     let mut looks = Looks::new();
     // (from, to) of directories that move; everything below one goes with it.
     let mut moves: Vec<(Vec<u8>, Vec<u8>)> = vec![];
@@ -110,7 +125,7 @@ fn parts_of(path: &[u8]) -> Vec<Vec<u8>> {
         .collect()
 }
 
-fn look_at(path: &[u8], below: &[OwnedFd]) -> Result<Look> {
+fn look_at(path: &[u8], below: &Below<'_>) -> Result<Look> {
     let parts = parts_of(path);
     match find(&parts, below)? {
         Found::Directory(dirs) => match dirs.first() {
@@ -140,14 +155,19 @@ fn look_of(mut meta: Meta) -> Look {
 }
 
 /// Walks `parts` through the merged view of `below`, following no symlink.
-fn find(parts: &[Vec<u8>], below: &[OwnedFd]) -> Result<Found> {
+fn find(parts: &[Vec<u8>], below: &Below<'_>) -> Result<Found> {
     let mut dirs = vec![];
-    for root in below {
+    for root in below.roots {
         dirs.push(rustix::io::fcntl_dupfd_cloexec(root, 0)?);
     }
     for part in parts {
         let mut next = vec![];
         for dir in &dirs {
+            let steps = below.steps.get() + 1;
+            below.steps.set(steps);
+            if steps > MAX_STEPS {
+                return Err(Errno::OVERFLOW);
+            }
             match tree::open(dir.as_fd(), part) {
                 Ok(fd) => {
                     let hides = is_opaque(fd.as_fd())?;
@@ -196,8 +216,8 @@ fn is_opaque(dir: BorrowedFd<'_>) -> Result<bool> {
 }
 
 /// Where `parts` leads in the merged view, every symlink followed inside it; `None`: not to a
-/// directory. What does not exist at all is taken as it is named.
-fn resolve(parts: Vec<Vec<u8>>, below: &[OwnedFd]) -> Result<Option<Vec<u8>>> {
+/// directory, or to one that is too deep. What does not exist at all is taken as it is named.
+fn resolve(parts: Vec<Vec<u8>>, below: &Below<'_>) -> Result<Option<Vec<u8>>> {
     let mut pending: Vec<_> = parts.into_iter().rev().collect();
     let mut path: Vec<Vec<u8>> = vec![];
     let mut links = 0;
@@ -207,6 +227,9 @@ fn resolve(parts: Vec<Vec<u8>>, below: &[OwnedFd]) -> Result<Option<Vec<u8>>> {
             continue;
         }
         path.push(part);
+        if path.len() > MAX_DEPTH || pending.len() > 4 * MAX_DEPTH {
+            return Ok(None);
+        }
         match find(&path, below)? {
             Found::Directory(_) | Found::Nothing => {}
             Found::Other => return Ok(None),
@@ -242,7 +265,7 @@ pub(crate) fn mend(layer: BorrowedFd<'_>, looks: &Looks) -> Result<()> {
         let parent = descend(layer, &parts)?;
         let to = make_directories(layer, &parts_of(target))?;
         let from = tree::open(parent.as_fd(), &name)?;
-        merge(from.as_fd(), to.as_fd())?;
+        tree::merge(from.as_fd(), to.as_fd())?;
         tree::remove(parent.as_fd(), &name)?;
     }
     for (path, look) in looks {
@@ -285,30 +308,4 @@ fn make_directories(root: BorrowedFd<'_>, parts: &[Vec<u8>]) -> Result<OwnedFd> 
         dir = tree::open(dir.as_fd(), part)?;
     }
     Ok(dir)
-}
-
-/// Moves everything of `from` into `to`; what is in both stays as it is in `to`, directories are merged.
-fn merge(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
-    for (name, kind) in tree::names(from)? {
-        let moved = rustix::fs::renameat_with(
-            from,
-            &name[..],
-            to,
-            &name[..],
-            rustix::fs::RenameFlags::NOREPLACE,
-        );
-        match moved {
-            Ok(()) => {}
-            Err(Errno::EXIST) if kind == FileType::Directory => {
-                match (tree::open(from, &name), tree::open(to, &name)) {
-                    (Ok(from), Ok(to)) => merge(from.as_fd(), to.as_fd())?,
-                    (Ok(_), Err(Errno::NOTDIR | Errno::LOOP)) => {}
-                    (Err(errno), _) | (_, Err(errno)) => return Err(errno),
-                }
-            }
-            Err(Errno::EXIST) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(())
 }

@@ -207,7 +207,7 @@ impl ImageStore {
         let store = self.clone();
         self.blocking(move || {
             store.catalog().forget(&id)?;
-            store.layers().collect()
+            store.layers().collect(&|| store.tasks().is_ending())
         })
         .await
     }
@@ -245,12 +245,22 @@ impl ImageStore {
         if !self.catalog().release(holder) || !self.layers().has_unused() {
             return;
         }
+        self.collect_later();
+    }
+
+    /// As [`Self::collect`], in the background.
+    pub(crate) fn collect_later(&self) {
         let store = self.clone();
         let _detached = self.tasks().spawn(async move {
             if let Err(error) = store.collect().await {
                 tracing::warn!(error = %crate::base::error::chain(&error), "layers not removed");
             }
         });
+    }
+
+    /// Layers that cannot be removed. From memory.
+    pub(crate) fn set_aside(&self) -> Vec<crate::store::Aside> {
+        self.layers().set_aside()
     }
 
     /// Holds again, after a restart, what a container held before it. Call this for every container
@@ -269,7 +279,8 @@ impl ImageStore {
     /// [`ImageError::Io`], [`ImageError::Store`]: the first failure; the rest was tried all the same.
     pub(crate) async fn collect(&self) -> Result<(), ImageError> {
         let store = self.clone();
-        self.blocking(move || store.layers().collect()).await
+        self.blocking(move || store.layers().collect(&|| store.tasks().is_ending()))
+            .await
     }
 
     /// The last step of a pull or import: on failure layers that nobody needs are removed; what was

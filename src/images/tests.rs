@@ -260,7 +260,7 @@ fn a_layer_collected_while_it_is_settled_leaves_no_record() {
             });
             start.wait();
             drop(lease);
-            layers.collect().unwrap();
+            layers.collect(&|| false).unwrap();
         });
         assert_eq!(left_in(place.path()), Vec::<String>::new());
     }
@@ -287,7 +287,7 @@ fn layers_are_collected_by_several_at_once() {
                 scope.spawn(move || {
                     start.wait();
                     drop(lease);
-                    layers.collect().unwrap();
+                    layers.collect(&|| false).unwrap();
                 });
             }
         });
@@ -444,6 +444,53 @@ async fn implied_directories_look_as_the_layers_below_have_them() {
             assert_eq!(fs::read(lower[0].join("lib/new")).unwrap(), b"l", "{note}");
         }
     }
+    images.release(&holder(1));
+    for image in images.list() {
+        images.remove(&image.id).await.unwrap();
+    }
+    images
+        .tasks()
+        .shutdown(std::time::Duration::from_secs(60))
+        .await;
+    assert_eq!(left_in(place.path()), Vec::<String>::new());
+}
+
+/// A layer as deep as one may be, which looks otherwise on each of two others; and links that lead deeper.
+#[tokio::test]
+async fn deep_layers_are_made_to_fit_and_removed() {
+    let place = tempfile::tempdir().unwrap();
+    let images = store(place.path());
+    let path = format!("{}x", "d/".repeat(240));
+    let deep = Tar::new()
+        .pax(&[("path", path.as_bytes())])
+        .file("x", b"x")
+        .end();
+    for (note, mode) in [("plain", 0o755_u32), ("private", 0o700), ("open", 0o777)] {
+        let below = Tar::new().owned("d", b'5', u64::from(mode), 1).end();
+        let image = TestImage::new(note, &[below, deep.clone()]);
+        images
+            .import(file_of(&image.docker_archive(&[])), None, None)
+            .await
+            .unwrap();
+        let lower = images.hold(&image.id(), holder(1)).unwrap().lower;
+        let top = fs::symlink_metadata(lower[0].join("d")).unwrap();
+        assert_eq!((top.mode() & 0o7777, top.uid()), (mode, 1), "{note}");
+        assert!(lower[0].join(&path).exists(), "{note}");
+    }
+    // 30 links, each through the next one: 30,000 directories in each other.
+    let mut links = Tar::new();
+    for number in 0..30 {
+        let target = format!("l{}{}", number + 1, "/n".repeat(1000));
+        links = links.pax(&[("linkpath", target.as_bytes())]);
+        links = links.symlink(&format!("l{number}"), "n");
+    }
+    let image = TestImage::new("links", &[links.end(), Tar::new().file("l0/x", b"x").end()]);
+    images
+        .import(file_of(&image.docker_archive(&[])), None, None)
+        .await
+        .unwrap();
+    let lower = images.hold(&image.id(), holder(1)).unwrap().lower;
+    assert!(lower[0].join("l0/x").exists(), "it stays where it is");
     images.release(&holder(1));
     for image in images.list() {
         images.remove(&image.id).await.unwrap();

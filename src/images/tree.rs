@@ -1,13 +1,15 @@
-//! Directory trees by descriptor: removal, disk usage, copies that share their files. No symlink is ever
+//! Directory trees by descriptor: removal, merging, copies that share their files. No symlink is ever
 //! followed, so a tree that others made cannot lead elsewhere.
 
-use std::ffi::CStr;
-use std::mem::MaybeUninit;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, XattrFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::{Errno, Result};
+
+use crate::sys::descent::{Ascent, Descent, Failure, Visit, Walk, open_directory};
+use crate::sys::remove::Removal;
 
 const OPEN_DIR: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
@@ -23,89 +25,16 @@ pub(crate) fn open(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
     rustix::fs::openat(parent, name, OPEN_DIR, Mode::empty())
 }
 
-/// Calls `each` with name and type of everything in the directory but `.` and `..`.
-fn scan(dir: BorrowedFd<'_>, mut each: impl FnMut(&CStr, FileType) -> Result<()>) -> Result<()> {
-    let mut buffer = [const { MaybeUninit::uninit() }; 16 * 1024];
-    let mut entries = RawDir::new(dir, &mut buffer);
-    while let Some(entry) = entries.next() {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name != c"." && name != c".." {
-            each(name, entry.file_type())?;
-        }
-    }
-    Ok(())
-}
-
-/// Name and type of everything in the directory but `.` and `..`.
+/// Removes `name` in `parent` with everything below; nothing there is fine. Blocks on the disk.
 ///
 /// # Errors
 ///
-/// Those of the system calls.
-pub(crate) fn names(dir: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, FileType)>> {
-    let mut found = vec![];
-    scan(dir, |name, kind| {
-        found.push((name.to_bytes().to_vec(), kind));
-        Ok(())
-    })?;
-    Ok(found)
-}
-
-/// Removes `name` in `parent` with everything below; nothing there is fine.
-///
-/// Holds one descriptor per level. Blocks on the disk.
-///
-/// # Errors
-///
-/// Those of the system calls; what could be removed is gone then.
+/// The first of the system calls; what could be removed is gone then.
 pub(crate) fn remove(parent: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR) => {}
-        Err(errno) => return Err(errno),
-    }
-    let mut stack = vec![Emptying::new(parent, name)?];
-    while let Some(top) = stack.last_mut() {
-        if let Some(name) = top.below.pop() {
-            let next = Emptying::new(top.dir.as_fd(), &name)?;
-            stack.push(next);
-            continue;
-        }
-        let Some(emptied) = stack.pop() else { break };
-        let above = stack.last().map_or(parent, |above| above.dir.as_fd());
-        rustix::fs::unlinkat(above, &emptied.name[..], AtFlags::REMOVEDIR)?;
-    }
-    Ok(())
-}
-
-/// A directory with nothing left in it but directories.
-struct Emptying {
-    dir: OwnedFd,
-    name: Vec<u8>,
-    /// Directories in it, still to be removed.
-    below: Vec<Vec<u8>>,
-}
-
-impl Emptying {
-    fn new(parent: BorrowedFd<'_>, name: &[u8]) -> Result<Self> {
-        let dir = open(parent, name)?;
-        let mut below = vec![];
-        scan(dir.as_fd(), |name, kind| {
-            if kind != FileType::Directory {
-                match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
-                    Err(Errno::ISDIR) => {}
-                    Ok(()) | Err(Errno::NOENT) => return Ok(()),
-                    Err(errno) => return Err(errno),
-                }
-            }
-            below.push(name.to_bytes().to_vec());
-            Ok(())
-        })?;
-        Ok(Self {
-            dir,
-            name: name.to_vec(),
-            below,
-        })
+    let name = CString::new(name).map_err(|_nul| Errno::INVAL)?;
+    match crate::sys::remove::remove(parent, &name, &mut || false) {
+        Removal::Gone | Removal::Stopped => Ok(()),
+        Removal::Left(left) => Err(left.errno),
     }
 }
 
@@ -116,11 +45,14 @@ impl Emptying {
 /// As [`remove`].
 pub(crate) fn remove_path(path: &Path) -> Result<()> {
     use std::os::unix::ffi::OsStrExt as _;
-    remove(CWD, path.as_os_str().as_bytes())
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Errno::INVAL);
+    };
+    let parent = rustix::fs::openat(CWD, parent, OPEN_DIR, Mode::empty())?;
+    remove(parent.as_fd(), name.as_bytes())
 }
 
-/// Bytes allocated and inodes of the tree at `path`, as du(1) counts: hard links once, other
-/// filesystems not at all. What vanishes meanwhile, or lies deeper than a path can say, is left out.
+/// Bytes allocated and inodes of the tree at `path`, itself included, as du(1) counts.
 ///
 /// Blocks on the disk.
 ///
@@ -131,89 +63,160 @@ pub(crate) fn remove_path(path: &Path) -> Result<()> {
 pub(crate) fn usage(path: &Path) -> Result<(u64, u64)> {
     let root = rustix::fs::openat(CWD, path, OPEN_DIR, Mode::empty())?;
     let stat = rustix::fs::fstat(&root)?;
-    let (mut bytes, mut inodes) = (blocks(&stat), 1);
-    let mut linked = std::collections::HashSet::new();
-    let mut pending = vec![vec![]];
-    let beneath = rustix::fs::ResolveFlags::BENEATH | rustix::fs::ResolveFlags::NO_SYMLINKS;
-    while let Some(path) = pending.pop() {
-        let name: &[u8] = if path.is_empty() { b"." } else { &path };
-        let dir = rustix::fs::openat2(&root, name, OPEN_DIR, Mode::empty(), beneath);
-        let Ok(dir) = dir else { continue };
-        let scanned = scan(dir.as_fd(), |name, _| {
-            let Ok(stat) = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW) else {
-                return Ok(());
-            };
-            let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-            if !directory && stat.st_nlink > 1 && !linked.insert((stat.st_dev, stat.st_ino)) {
-                return Ok(());
-            }
-            bytes += blocks(&stat);
-            inodes += 1;
-            if directory {
-                let mut below = path.clone();
-                if !below.is_empty() {
-                    below.push(b'/');
-                }
-                below.extend_from_slice(name.to_bytes());
-                pending.push(below);
-            }
-            Ok(())
-        });
-        if scanned.is_err() {
-            continue;
-        }
-    }
-    Ok((bytes, inodes))
-}
-
-#[cfg(test)]
-fn blocks(stat: &rustix::fs::Stat) -> u64 {
-    u64::try_from(stat.st_blocks).unwrap_or(0) * 512
+    let mut usage = crate::sys::usage::Usage::of(root)?;
+    usage.run(&mut || false);
+    let counted = usage.counted();
+    let own = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+    Ok((counted.bytes + own, counted.inodes + 1))
 }
 
 /// Copies the tree of `from` into the empty directory `to`: directories anew, with owner, mode, all
 /// attributes and times; everything else as one more hard link. Returns how many directories.
 ///
-/// Holds two descriptors per level. Blocks on the disk.
+/// Blocks on the disk.
 ///
 /// # Errors
 ///
 /// Those of the system calls; the caller removes what was made.
 pub(crate) fn share(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<u64> {
-    let mut directories = 1;
-    scan(from, |name, kind| {
-        if kind != FileType::Directory {
-            return rustix::fs::linkat(from, name, to, name, AtFlags::empty());
+    let mut share = Share {
+        to: Descent::at(again(to)?)?,
+        directories: 1,
+    };
+    Walk::of(again(from)?)?.run(&mut share, &mut || false)?;
+    Ok(share.directories)
+}
+
+/// The directory anew, to be read from its beginning.
+fn again(directory: BorrowedFd<'_>) -> Result<OwnedFd> {
+    open_directory(directory, c".")
+}
+
+struct Share {
+    /// The place in the copy.
+    to: Descent,
+    directories: u64,
+}
+
+impl Visit for Share {
+    type Error = Errno;
+
+    fn entry(&mut self, at: BorrowedFd<'_>, name: &CStr, kind: FileType) -> Result<()> {
+        match kind {
+            FileType::Directory => Err(Errno::XDEV),
+            _ => {
+                let to = self.to.here().ok_or(Errno::STALE)?;
+                rustix::fs::linkat(at, name, to, name, AtFlags::empty())
+            }
         }
+    }
+
+    fn enter(
+        &mut self,
+        _at: BorrowedFd<'_>,
+        name: &CStr,
+        _directory: BorrowedFd<'_>,
+        _depth: usize,
+    ) -> Result<bool> {
+        let to = self.to.here().ok_or(Errno::STALE)?;
         rustix::fs::mkdirat(to, name, Mode::RWXU)?;
-        let (below, copy) = (open(from, name.to_bytes())?, open(to, name.to_bytes())?);
-        directories += share(below.as_fd(), copy.as_fd())?;
-        Ok(())
-    })?;
-    let stat = rustix::fs::fstat(from)?;
-    describe(
-        to,
-        &Meta {
-            mode: stat.st_mode & 0o7777,
-            uid: stat.st_uid,
-            gid: stat.st_gid,
-            xattrs: xattrs(from)?,
+        let copy = open_directory(to, name)?;
+        self.to.enter(copy)?;
+        self.directories += 1;
+        Ok(true)
+    }
+
+    fn leave(&mut self, from: BorrowedFd<'_>) -> Result<()> {
+        let to = self.to.here().ok_or(Errno::STALE)?;
+        describe(to, &meta(from)?)?;
+        rustix::fs::futimens(to, &times(&rustix::fs::fstat(from)?))?;
+        match self.to.leave() {
+            Ascent::Parent | Ascent::Out => Ok(()),
+            Ascent::Lost => Err(Errno::STALE),
+        }
+    }
+
+    fn failed(&mut self, failure: Failure) -> Result<()> {
+        Err(failure.errno)
+    }
+}
+
+fn times(stat: &rustix::fs::Stat) -> rustix::fs::Timestamps {
+    rustix::fs::Timestamps {
+        last_access: rustix::fs::Timespec {
+            tv_sec: stat.st_atime,
+            tv_nsec: i64::try_from(stat.st_atime_nsec).unwrap_or(0),
         },
-    )?;
-    rustix::fs::futimens(
-        to,
-        &rustix::fs::Timestamps {
-            last_access: rustix::fs::Timespec {
-                tv_sec: stat.st_atime,
-                tv_nsec: i64::try_from(stat.st_atime_nsec).unwrap_or(0),
-            },
-            last_modification: rustix::fs::Timespec {
-                tv_sec: stat.st_mtime,
-                tv_nsec: i64::try_from(stat.st_mtime_nsec).unwrap_or(0),
-            },
+        last_modification: rustix::fs::Timespec {
+            tv_sec: stat.st_mtime,
+            tv_nsec: i64::try_from(stat.st_mtime_nsec).unwrap_or(0),
         },
-    )?;
-    Ok(directories)
+    }
+}
+
+/// Moves everything of `from` into `to`; what is in both stays as it is in `to`, directories are merged.
+///
+/// Blocks on the disk.
+///
+/// # Errors
+///
+/// Those of the system calls; some of it may be moved then.
+pub(crate) fn merge(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+    let mut merge = Merge(Descent::at(again(to)?)?);
+    Walk::of(again(from)?)?.run(&mut merge, &mut || false)?;
+    Ok(())
+}
+
+/// The place in what is merged into.
+struct Merge(Descent);
+
+impl Merge {
+    /// `false`: the name is taken.
+    fn moved(&self, at: BorrowedFd<'_>, name: &CStr) -> Result<bool> {
+        let to = self.0.here().ok_or(Errno::STALE)?;
+        match rustix::fs::renameat_with(at, name, to, name, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+impl Visit for Merge {
+    type Error = Errno;
+
+    fn entry(&mut self, at: BorrowedFd<'_>, name: &CStr, _kind: FileType) -> Result<()> {
+        self.moved(at, name).map(|_moved| ())
+    }
+
+    fn enter(
+        &mut self,
+        at: BorrowedFd<'_>,
+        name: &CStr,
+        _directory: BorrowedFd<'_>,
+        _depth: usize,
+    ) -> Result<bool> {
+        if self.moved(at, name)? {
+            return Ok(false);
+        }
+        let to = self.0.here().ok_or(Errno::STALE)?;
+        match open_directory(to, name) {
+            Ok(to) => self.0.enter(to).map(|()| true),
+            Err(Errno::NOTDIR | Errno::LOOP) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn leave(&mut self, _directory: BorrowedFd<'_>) -> Result<()> {
+        match self.0.leave() {
+            Ascent::Parent | Ascent::Out => Ok(()),
+            Ascent::Lost => Err(Errno::STALE),
+        }
+    }
+
+    fn failed(&mut self, failure: Failure) -> Result<()> {
+        Err(failure.errno)
+    }
 }
 
 /// What a directory looks like besides its times.
@@ -316,5 +319,27 @@ mod tests {
         assert!(!a.exists());
         assert_eq!(usage(&b).unwrap().1, 6);
         assert!(fs::exists("/proc").unwrap());
+    }
+
+    /// As deep as a layer can be, and deeper, on a thread of the daemon's.
+    #[test]
+    fn deep_trees_are_shared_merged_and_removed_on_a_small_stack() {
+        use crate::sys::descent::tests::{Place, file, nest, open};
+        let small = std::thread::Builder::new().stack_size(256 * 1024);
+        let work = || {
+            let place = Place::new();
+            let (a, b, c) = (place.made("a"), place.made("b"), place.made("c"));
+            file(&nest(&a, 1500, "d"), "bottom", 1);
+            assert_eq!(share(open(&a).as_fd(), open(&b).as_fd()).unwrap(), 1501);
+            assert_eq!(usage(&b).unwrap().1, 1502);
+            // In the way, but for the innermost.
+            drop(nest(&c, 1499, "d"));
+            merge(open(&b).as_fd(), open(&c).as_fd()).unwrap();
+            assert_eq!(usage(&c).unwrap().1, 1502);
+            assert_eq!(usage(&b).unwrap().1, 1500);
+            remove_path(&c).unwrap();
+            assert!(!c.exists());
+        };
+        small.spawn(work).unwrap().join().unwrap();
     }
 }

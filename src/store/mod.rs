@@ -14,9 +14,11 @@
 
 mod lock;
 mod records;
+mod trash;
 
 pub(crate) use lock::Lock;
 pub(crate) use records::{Loaded, Records};
+pub(crate) use trash::{Aside, Trash};
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::Write as _;

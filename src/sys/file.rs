@@ -9,8 +9,8 @@ use rustix::fs::ResolveFlags;
 pub(crate) use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
     chmodat, chownat, fchmod, fchown, fgetxattr, flistxattr, fsetxattr, fstat, fstatfs, ftruncate,
-    futimens, linkat, makedev, mkdirat, mknodat, open, openat, readlinkat, stat, statat, symlinkat,
-    utimensat,
+    futimens, linkat, makedev, mkdirat, mknodat, open, openat, readlinkat, renameat, stat, statat,
+    symlinkat, utimensat,
 };
 #[cfg(feature = "daemon")]
 pub(crate) use rustix::fs::{getxattr, lgetxattr, lsetxattr, setxattr};

@@ -6,6 +6,7 @@
 pub(crate) mod bpf;
 pub(crate) mod clone;
 pub(crate) mod credentials;
+pub(crate) mod descent;
 pub(crate) mod exec;
 pub(crate) mod fd;
 pub(crate) mod file;
@@ -23,9 +24,12 @@ pub(crate) mod poll;
 pub(crate) mod process;
 pub(crate) mod pty;
 pub(crate) mod random;
+pub(crate) mod remove;
 pub(crate) mod scheduling;
 pub(crate) mod seccomp;
 pub(crate) mod signal;
 pub(crate) mod socket;
 #[cfg(feature = "daemon")]
 pub(crate) mod spawn;
+#[cfg(feature = "daemon")]
+pub(crate) mod usage;

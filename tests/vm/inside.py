@@ -31,6 +31,7 @@ STEPS = {
     "security": [TESTS + "/security/run.py", *COMMON],
     # What depends on the kernel: links of logs and layers are the same everywhere.
     "files": [TESTS + "/files/run.py", "--only", "^(closed|devices)$", *COMMON],
+    "disk": [TESTS + "/security/disk.py", *COMMON],
     "selinux": [TESTS + "/selinux/run.py", *COMMON],
     "selinux-critest": [TESTS + "/critest/run.py", "SELinux", *COMMON],
     "kubelet": [TESTS + "/kubelet/run.py", *COMMON],

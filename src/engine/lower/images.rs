@@ -148,12 +148,15 @@ impl Lower {
         }
     }
 
-    /// Removes layers that neither an image nor a container needs, once every container of before the
-    /// restart holds its own again.
-    pub(crate) async fn collect(&self) {
-        if let Err(error) = self.images.collect().await {
-            tracing::warn!(error = %crate::base::error::chain(&error), "layers could not be removed");
-        }
+    /// Removes, in the background, layers that neither an image nor a container needs, once every container of before
+    /// the restart holds its own again.
+    pub(crate) fn collect(&self) {
+        self.images.collect_later();
+    }
+
+    /// Layers that cannot be removed. From memory.
+    pub(crate) fn set_aside(&self) -> Vec<crate::store::Aside> {
+        self.images.set_aside()
     }
 
     /// Lets go of what a container held.

@@ -129,7 +129,8 @@ impl Lower {
                 continue;
             }
             let failed = format!("mounts[{index}].selinux_relabel of {}", mount.host_path);
-            selinux::relabel(Path::new(&mount.host_path), label)
+            let mut stop = || core.tasks.is_ending();
+            selinux::relabel(Path::new(&mount.host_path), label, &mut stop)
                 .map_err(EngineError::step(failed))?;
         }
         Ok(())

@@ -1,21 +1,24 @@
 //! Labels of files: `security.selinux`, set on a whole volume where CRI asks for it (`Mount.selinux_relabel`).
 //!
-//! The walk holds a descriptor of each directory and names entries below it, the last component never followed, so that no
-//! link leads outside. The top comes last: a walk that was cut short is not taken for a complete one.
+//! The walk is by descriptor ([`crate::sys::descent`]): no link leads outside, no mount is crossed, no depth is too much for
+//! it. The top comes last: a walk that was cut short is not taken for a complete one.
 
 use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use crate::base::error::{HasKind, Kind};
-use crate::sys::file::{self, Dir, FileType, Mode, OFlags, XattrFlags};
+use crate::sys::descent::{Failure, Progress, Visit, Walk, open_here};
+use crate::sys::file::{self, FileType, Mode, OFlags, XattrFlags};
 
 const ATTRIBUTE: &str = "security.selinux";
-/// Deeper trees are refused: each level holds a descriptor.
-const MAX_DEPTH: u32 = 200;
+/// Deeper trees are refused: each level takes memory.
+const MAX_DEPTH: usize = 1 << 16;
 /// Longest label that is compared, in bytes; a longer one is set again.
 const MAX_LABEL: usize = 512;
 /// Directories of the node that are not relabelled, for the node could not work with them: whoever asks for it has
@@ -57,8 +60,14 @@ pub(crate) enum RelabelError {
     #[error("{} belongs to the node and is not relabelled; use a directory of its own", .0.display())]
     System(PathBuf),
     /// A directory more than [`MAX_DEPTH`] levels down.
-    #[error("{} is too deep", .0.display())]
+    #[error("{} has more than {MAX_DEPTH} directories in each other", .0.display())]
     TooDeep(PathBuf),
+    /// A directory was moved while it was walked.
+    #[error("directories of {} were moved while they were relabelled; try again", .0.display())]
+    Moved(PathBuf),
+    /// The daemon ends.
+    #[error("{} was not relabelled to its end: berth is stopping", .0.display())]
+    Stopped(PathBuf),
     /// A call failed.
     #[error("{call} {}", path.display())]
     Call {
@@ -76,7 +85,8 @@ impl HasKind for RelabelError {
     fn kind(&self) -> Kind {
         match self {
             Self::System(_) => Kind::InvalidArgument,
-            Self::TooDeep(_) | Self::Call { .. } => Kind::FailedPrecondition,
+            Self::TooDeep(_) | Self::Moved(_) | Self::Call { .. } => Kind::FailedPrecondition,
+            Self::Stopped(_) => Kind::Unavailable,
         }
     }
 }
@@ -97,7 +107,7 @@ pub(crate) fn set_label(path: &Path, label: &str) -> io::Result<()> {
 }
 
 /// The file of a descriptor, whatever became of its name.
-fn set_by_descriptor(of: &OwnedFd, label: &str) -> io::Result<()> {
+fn set_by_descriptor(of: BorrowedFd<'_>, label: &str) -> io::Result<()> {
     let link = format!("/proc/self/fd/{}", of.as_raw_fd());
     let mut now = [0; MAX_LABEL];
     let has = file::getxattr(&*link, ATTRIBUTE, &mut now[..]);
@@ -131,12 +141,16 @@ fn system() -> BTreeSet<Identity> {
     found.map(|status| (status.st_dev, status.st_ino)).collect()
 }
 
-/// Relabels what `path` leads to, with all below it, filesystems mounted there included. What vanishes meanwhile is fine.
-/// Blocks on the filesystem.
+/// Relabels what `path` leads to, with all below it, but not what is mounted there. What vanishes meanwhile is fine.
+/// `stop` is asked now and then. Blocks on the filesystem.
 ///
 /// # Errors
 /// [`RelabelError`]; what was walked before has its label.
-pub(crate) fn relabel(path: &Path, label: &str) -> Result<(), RelabelError> {
+pub(crate) fn relabel(
+    path: &Path,
+    label: &str,
+    stop: &mut dyn FnMut() -> bool,
+) -> Result<(), RelabelError> {
     let call = |call, source| RelabelError::Call {
         call,
         path: path.to_owned(),
@@ -146,26 +160,33 @@ pub(crate) fn relabel(path: &Path, label: &str) -> Result<(), RelabelError> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let top = file::open(path, flags, Mode::empty()).map_err(|error| call("open", error.into()))?;
     let status = file::fstat(&top).map_err(|error| call("fstat", error.into()))?;
-    let walk = Walk {
+    let mut labels = Labels {
         label,
         system: system(),
+        path,
     };
-    walk.check((status.st_dev, status.st_ino), path)?;
+    labels.check((status.st_dev, status.st_ino), path)?;
     if FileType::from_raw_mode(status.st_mode) == FileType::Directory {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let top = file::openat(&top, ".", flags, Mode::empty());
         let top = top.map_err(|error| call("open", error.into()))?;
-        return walk.directory(&top, path, 0);
+        let mut walk = Walk::of(top).map_err(|error| call("fstat", error.into()))?;
+        return match walk.run(&mut labels, stop)? {
+            Progress::Done => Ok(()),
+            Progress::Paused => Err(RelabelError::Stopped(path.to_owned())),
+        };
     }
-    set_by_descriptor(&top, label).map_err(|error| call("setxattr", error))
+    set_by_descriptor(top.as_fd(), label).map_err(|error| call("setxattr", error))
 }
 
-struct Walk<'a> {
+struct Labels<'a> {
     label: &'a str,
     system: BTreeSet<Identity>,
+    /// Of the top.
+    path: &'a Path,
 }
 
-impl Walk<'_> {
+impl Labels<'_> {
     fn check(&self, identity: Identity, path: &Path) -> Result<(), RelabelError> {
         match self.system.contains(&identity) {
             true => Err(RelabelError::System(path.to_owned())),
@@ -173,68 +194,77 @@ impl Walk<'_> {
         }
     }
 
-    /// What is in the directory, then itself.
-    fn directory(&self, directory: &OwnedFd, path: &Path, depth: u32) -> Result<(), RelabelError> {
-        let failed = |call, path: &Path, source: io::Error| RelabelError::Call {
+    /// Tells of something below the top, of which only the last name is known.
+    fn fault(&self, call: &'static str, name: &[u8], error: Errno) -> RelabelError {
+        let mut path = self.path.to_owned();
+        if !name.is_empty() {
+            path.push("...");
+            path.push(std::ffi::OsStr::from_bytes(name));
+        }
+        RelabelError::Call {
             call,
-            path: path.to_owned(),
-            source,
-        };
-        if depth > MAX_DEPTH {
-            return Err(RelabelError::TooDeep(path.to_owned()));
-        }
-        let entries = Dir::read_from(directory);
-        let entries = entries.map_err(|error| failed("getdents", path, error.into()))?;
-        for entry in entries {
-            let entry = entry.map_err(|error| failed("getdents", path, error.into()))?;
-            let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
-                continue;
-            }
-            let below = path.join(std::ffi::OsStr::from_bytes(name.to_bytes()));
-            self.entry(directory, name, &below, depth)?;
-        }
-        set_by_descriptor(directory, self.label).map_err(|error| failed("setxattr", path, error))
-    }
-
-    fn entry(
-        &self,
-        directory: &OwnedFd,
-        name: &CStr,
-        path: &Path,
-        depth: u32,
-    ) -> Result<(), RelabelError> {
-        let failed = |call, source: io::Error| RelabelError::Call {
-            call,
-            path: path.to_owned(),
-            source,
-        };
-        let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match file::openat(directory, name, flags, Mode::empty()).map_err(io::Error::from) {
-            Ok(below) => {
-                let status = file::fstat(&below).map_err(|e| failed("fstat", e.into()))?;
-                self.check((status.st_dev, status.st_ino), path)?;
-                return self.directory(&below, path, depth + 1);
-            }
-            Err(error) if gone(&error) => return Ok(()),
-            // No directory, or a link.
-            Err(error) if is_no_directory(&error) => {}
-            Err(error) => return Err(failed("open", error)),
-        }
-        let place = format!("/proc/self/fd/{}", directory.as_raw_fd());
-        let place = Path::new(&place).join(std::ffi::OsStr::from_bytes(name.to_bytes()));
-        match set_label(&place, self.label) {
-            Err(error) if !gone(&error) => Err(failed("lsetxattr", error)),
-            _ => Ok(()),
+            path,
+            source: error.into(),
         }
     }
 }
 
-fn is_no_directory(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let numbers = [Errno::NOTDIR, Errno::LOOP].map(Errno::raw_os_error);
-    error
-        .raw_os_error()
-        .is_some_and(|number| numbers.contains(&number))
+impl Visit for Labels<'_> {
+    type Error = RelabelError;
+
+    fn entry(
+        &mut self,
+        at: BorrowedFd<'_>,
+        name: &CStr,
+        kind: FileType,
+    ) -> Result<(), RelabelError> {
+        if kind == FileType::Directory {
+            return Ok(());
+        }
+        let found = match open_here(at, name, OFlags::PATH) {
+            // Gone, or another file is mounted there.
+            Err(Errno::NOENT | Errno::XDEV) => return Ok(()),
+            found => found.map_err(|error| self.fault("open", name.to_bytes(), error))?,
+        };
+        set_by_descriptor(found.as_fd(), self.label).map_err(|source| RelabelError::Call {
+            call: "setxattr",
+            path: self
+                .path
+                .join("...")
+                .join(std::ffi::OsStr::from_bytes(name.to_bytes())),
+            source,
+        })
+    }
+
+    fn enter(
+        &mut self,
+        _at: BorrowedFd<'_>,
+        name: &CStr,
+        directory: BorrowedFd<'_>,
+        depth: usize,
+    ) -> Result<bool, RelabelError> {
+        let status = file::fstat(directory);
+        let status = status.map_err(|error| self.fault("fstat", name.to_bytes(), error))?;
+        let path = self.path.join(std::ffi::OsStr::from_bytes(name.to_bytes()));
+        self.check((status.st_dev, status.st_ino), &path)?;
+        match depth > MAX_DEPTH {
+            true => Err(RelabelError::TooDeep(self.path.to_owned())),
+            false => Ok(true),
+        }
+    }
+
+    fn leave(&mut self, directory: BorrowedFd<'_>) -> Result<(), RelabelError> {
+        set_by_descriptor(directory, self.label).map_err(|source| RelabelError::Call {
+            call: "setxattr",
+            path: self.path.to_owned(),
+            source,
+        })
+    }
+
+    fn failed(&mut self, failure: Failure) -> Result<(), RelabelError> {
+        match failure.errno {
+            Errno::STALE => Err(RelabelError::Moved(self.path.to_owned())),
+            errno => Err(self.fault(failure.call, &failure.name, errno)),
+        }
+    }
 }

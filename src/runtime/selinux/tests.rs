@@ -212,19 +212,52 @@ fn a_tree_is_relabelled_and_links_are_not_followed() {
         Some(text.trim_end_matches('\0').to_owned())
     };
     let before = of(&outside);
-    relabel(&base.path().join("way"), label).unwrap();
+    relabel(&base.path().join("way"), label, &mut || false).unwrap();
     for path in ["", "a", "a/b", "a/b/file", "link"] {
         assert_eq!(of(&top.join(path)).as_deref(), Some(label), "{path}");
     }
     assert_eq!(of(&outside), before);
     // A single file, and once more.
-    relabel(&top.join("a/b/file"), "u:object_r:f:s0").unwrap();
+    relabel(&top.join("a/b/file"), "u:object_r:f:s0", &mut || false).unwrap();
     assert_eq!(
         of(&top.join("a/b/file")).as_deref(),
         Some("u:object_r:f:s0")
     );
-    relabel(&top, label).unwrap();
+    relabel(&top, label, &mut || false).unwrap();
     assert_eq!(of(&top.join("a/b/file")).as_deref(), Some(label));
+}
+
+#[test]
+fn any_depth_is_relabelled_but_not_what_is_mounted() {
+    use crate::sys::descent::tests::{Place, file, in_own_mounts, mount_tmpfs, nest, open};
+    let place = Place::new();
+    let top = place.made("volume");
+    let bottom = nest(&top, 1500, "d");
+    file(&bottom, "file", 1);
+    let mounted = place.made("volume/mounted");
+    let label = "system_u:object_r:container_file_t:s0:c1,c2";
+    let of = |at: std::os::fd::BorrowedFd<'_>| {
+        let path = format!(
+            "/proc/self/fd/{}/file",
+            std::os::fd::AsRawFd::as_raw_fd(&at)
+        );
+        let mut value = [0; 256];
+        let length = crate::sys::file::lgetxattr(&*path, "security.selinux", &mut value[..]);
+        String::from_utf8_lossy(&value[..length.unwrap_or(0)]).into_owned()
+    };
+    let beside = in_own_mounts(move || {
+        mount_tmpfs(&mounted);
+        file(&open(&mounted), "file", 1);
+        relabel(&top, label, &mut || false).unwrap();
+        let error = relabel(&top, "u:object_r:f:s0", &mut || true).unwrap_err();
+        assert!(matches!(error, RelabelError::Stopped(_)), "{error}");
+        of(std::os::fd::AsFd::as_fd(&open(&mounted)))
+    });
+    assert_eq!(
+        of(std::os::fd::AsFd::as_fd(&bottom)).trim_end_matches('\0'),
+        label
+    );
+    assert_eq!(beside, "");
 }
 
 #[test]
@@ -237,11 +270,11 @@ fn directories_of_the_node_are_refused_by_any_name() {
         Path::new("/usr/../usr"),
         &base.path().join("usr"),
     ] {
-        let error = relabel(path, "u:object_r:f:s0").unwrap_err();
+        let error = relabel(path, "u:object_r:f:s0", &mut || false).unwrap_err();
         assert!(matches!(error, RelabelError::System(_)), "{error}");
         assert_eq!(error.kind(), Kind::InvalidArgument);
     }
-    let error = relabel(&base.path().join("none"), "u:object_r:f:s0").unwrap_err();
+    let error = relabel(&base.path().join("none"), "u:object_r:f:s0", &mut || false).unwrap_err();
     assert!(
         matches!(error, RelabelError::Call { call: "open", .. }),
         "{error}"

@@ -25,6 +25,10 @@ const NOT_DEVICES: [&str; 7] = ["console", "fd", "mqueue", "ptmx", "pts", "shm",
 const OWN_BELOW_DEV: [&str; 3] = ["mqueue", "pts", "shm"];
 /// Most devices below one directory.
 const MAX_DEVICES: usize = 4096;
+/// Entries of one directory of devices, and directories of them, that are looked at.
+const MAX_ENTRIES: usize = 65536;
+/// Directories of devices in each other.
+const MAX_DEPTH: usize = 16;
 
 /// What was read for one container or sandbox.
 #[derive(Clone, Debug, Default)]
@@ -271,32 +275,37 @@ fn host_device(
     })
 }
 
-/// All device nodes below a directory, links left out. What vanishes meanwhile is left out too.
+/// All device nodes below a directory, links left out, at most [`MAX_DEPTH`] levels down. What vanishes meanwhile is left
+/// out too.
 fn walk(directory: &Path, inside: &str, permissions: &str, found: &mut Vec<HostDevice>) {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return;
-    };
-    let mut entries: Vec<_> = entries.flatten().collect();
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
-        let Ok(name) = entry.file_name().into_string() else {
+    let mut todo = vec![(directory.to_owned(), inside.to_owned(), 0)];
+    while let Some((directory, inside, depth)) = todo.pop() {
+        let Ok(entries) = fs::read_dir(&directory) else {
             continue;
         };
-        if directory == Path::new("/dev") && NOT_DEVICES.contains(&name.as_str()) {
-            continue;
+        let mut entries: Vec<_> = entries.flatten().take(MAX_ENTRIES).collect();
+        // From the last to the first: those that come first are taken from the end.
+        entries.sort_by_key(|entry| std::cmp::Reverse(entry.file_name()));
+        let mut nodes = vec![];
+        for entry in entries {
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            if directory == Path::new("/dev") && NOT_DEVICES.contains(&name.as_str()) {
+                continue;
+            }
+            let (path, inside) = (entry.path(), format!("{inside}/{name}"));
+            let Ok(metadata) = fs::symlink_metadata(&path) else {
+                continue;
+            };
+            if metadata.is_dir() && depth < MAX_DEPTH && todo.len() < MAX_ENTRIES {
+                todo.push((path, inside, depth + 1));
+            } else if let Some(one) = host_device(&path, inside, &metadata, permissions) {
+                nodes.push(one);
+            }
         }
-        let (path, inside) = (entry.path(), format!("{inside}/{name}"));
-        let Ok(metadata) = fs::symlink_metadata(&path) else {
-            continue;
-        };
-        if found.len() >= MAX_DEVICES {
-            return;
-        }
-        if metadata.is_dir() {
-            walk(&path, &inside, permissions, found);
-        } else if let Some(one) = host_device(&path, inside, &metadata, permissions) {
-            found.push(one);
-        }
+        let room = MAX_DEVICES.saturating_sub(found.len());
+        found.extend(nodes.into_iter().rev().take(room));
     }
 }
 
