@@ -90,7 +90,8 @@ def earlier_berth():
     """What a daemon leaves that was killed when its last pod was gone; taken away again."""
     made = [d for d in DIRECTORIES if not os.path.exists(d)]
     record, text = "/var/lib/berth/earlier", json.dumps({"by": "an earlier berth"})
-    cgroups = [os.path.join(top, "berth", "monitors") for top in leaks.hierarchies()]
+    # The second is of a pod that this daemon does not know: it stays, and so does what is above it.
+    cgroups = [os.path.join(top, "berth", name) for top in leaks.hierarchies() for name in ("monitors", "pods/earlier")]
     before = set(leaks.cgroups("/berth"))
     try:
         for directory in DIRECTORIES + ("/run/berth/pods", "/var/lib/berth/pods", *cgroups):
