@@ -54,7 +54,9 @@ impl Engine {
             Err(_) => ContainerInput::StartFailed,
         };
         let moved = core.container_input(container, input, |inner| match &outcome {
-            Ok(at) => {
+            Ok((at, pid)) => {
+                // One that has ended meanwhile has none.
+                inner.pid = inner.pid.map(|_before| *pid);
                 let status = Arc::make_mut(&mut inner.status);
                 status.started_at = (*at).max(status.created_at);
                 if let Some(exit) = inner.early_exit.take() {

@@ -277,7 +277,7 @@ impl Monitor<'_> {
         }
         let pidfd = |id| {
             let found = self.containers.iter().find(|c| c.id == id);
-            found.and_then(|found| found.child.live_pidfd())
+            found.and_then(|found| found.child.inside())
         };
         let target = match new.target {
             None => None,
@@ -381,8 +381,11 @@ impl Monitor<'_> {
 
     fn kill_exec(&self, number: u64) -> Answer {
         let found = self.execs.iter().find(|found| found.number == number);
-        if let Some(pid) = found.and_then(|found| found.child.live_pid()) {
+        if let Some(exec) = found
+            && let Some(pid) = exec.child.live_pid()
+        {
             tree::kill(pid);
+            exec.child.kill();
         }
         DONE
     }

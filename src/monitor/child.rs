@@ -8,10 +8,11 @@
 //!   +--- report of a failure, silence, too late ---> Failing --reaped--> (gone, Failed is sent)
 //! ```
 //! Pause has no Waiting: its control socket closes when it runs. In Setup a child may go on as another process, once.
+//! A maker ([`Child::is_maker`]) is Starting until it is reaped: then the child is the process that it gave birth to.
 
 use std::cell::Cell;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::base::container::ProcessUser;
 use crate::monitor::link::Asked;
@@ -20,7 +21,8 @@ use crate::runtime::exec::{self, ExecRequest};
 use crate::runtime::external::{self, Place, Verb};
 use crate::runtime::hooks::{self, Stage};
 use crate::runtime::plan::{Fault, Report};
-use crate::sys::process::Exit;
+use crate::sys::launch::Shared;
+use crate::sys::process::{Exit, Held};
 use crate::sys::{fd, process, signal};
 
 /// Where a child is in its life.
@@ -68,7 +70,16 @@ pub(crate) struct Child {
     pub(crate) phase: Phase,
     /// It was killed: so is what it goes on as.
     killed: Cell<bool>,
+    /// It is a maker, and shares these pages with us.
+    launch: Option<Shared>,
+    /// The process that it gave birth to was reaped before it: how that ended, and whether it had executed.
+    born: Option<(Exit, bool)>,
+    /// When the one that was born is looked at.
+    look: Option<Instant>,
 }
+
+/// How often a process that was born, but does not execute, is looked at: a container may have stopped it.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What a child says on its control socket.
 #[derive(Debug)]
@@ -206,6 +217,9 @@ impl Child {
             control: Some(spawned.control),
             phase: Phase::Setup { asked, deadline },
             killed: Cell::new(false),
+            launch: spawned.launch,
+            born: None,
+            look: None,
         };
         if let Some(control) = &child.control
             && let Err(error) = fd::set_nonblocking(control.as_fd(), true)
@@ -281,10 +295,94 @@ impl Child {
             .map_err(|error| fault("pidfd_send_signal", &number.to_string(), &error))
     }
 
-    /// Kills it.
+    /// Kills it, and what it gave birth to.
     pub(crate) fn kill(&self) {
         self.killed.set(true);
         let _ended_already = self.signal(signal::SIGKILL);
+        if let Some(born) = self
+            .born_pid()
+            .and_then(|pid| process::pidfd_open(pid).ok())
+        {
+            let _ended_already = process::send_signal(born.as_fd(), signal::SIGKILL);
+        }
+    }
+
+    /// It stays outside of the PID namespace in which what it makes will live, and ends when that executes.
+    pub(crate) const fn is_maker(&self) -> bool {
+        self.launch.is_some()
+    }
+
+    /// Number of the process that it gave birth to, which is our child and not reaped.
+    pub(crate) fn born_pid(&self) -> Option<u32> {
+        let launch = self.launch.as_ref().filter(|_| self.born.is_none())?;
+        launch.pid()
+    }
+
+    /// The process that it gave birth to was reaped; `executed`: as its program.
+    pub(crate) fn born_ended(&mut self, exit: Exit, executed: bool) {
+        self.born = Some((exit, executed));
+    }
+
+    /// The maker was reaped. From here on the child is what it gave birth to, if that executes its program; how that ended,
+    /// if it has.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub(crate) fn made(&mut self) -> Result<Option<Exit>, Fault> {
+        let Some(launch) = &self.launch else {
+            return Ok(None);
+        };
+        if let Err(fault) = create::born(launch) {
+            // The maker was killed: what it gave birth to goes with it.
+            self.kill();
+            return Err(fault);
+        }
+        match (self.born, launch.pid()) {
+            (Some((exit, false)), _) => Err(not_ready(exit)),
+            (Some((exit, true)), pid) => {
+                self.pid = pid.unwrap_or_default();
+                self.launch = None;
+                Ok(Some(exit))
+            }
+            (None, None) => Err(check("the process ended before it was ready")),
+            (None, Some(pid)) => {
+                let pidfd = process::pidfd_open(pid);
+                self.pidfd =
+                    pidfd.map_err(|error| fault("pidfd_open", &pid.to_string(), &error))?;
+                if !came_through(self.pidfd.as_fd(), pid) {
+                    return Err(check("the process ended before it executed its program"));
+                }
+                self.pid = pid;
+                self.launch = None;
+                if self.killed.get() {
+                    self.kill();
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Looks at what was born, where it is time: one that a container has stopped or traces is given up.
+    fn look(&mut self, now: Instant) {
+        if !matches!(self.phase, Phase::Starting { .. }) || self.look.is_some_and(|at| at > now) {
+            return;
+        }
+        let Some(pid) = self.born_pid() else {
+            self.look = self.launch.as_ref().map(|_| now + LOOK);
+            return;
+        };
+        self.look = Some(now + LOOK);
+        let how = match process::held(pid) {
+            None => return,
+            Some(Held::Stopped) => "stopped".to_owned(),
+            Some(Held::Traced) => "traced".to_owned(),
+        };
+        self.fail(check(&format!("the process was {how} by another process of its PID namespace before it executed its program")));
+    }
+
+    /// A child may have been stopped: it is time to look.
+    pub(crate) fn look_now(&mut self) {
+        self.look = None;
     }
 
     /// Gives the child up: it is killed, and who asked hears `fault` when it is gone.
@@ -294,6 +392,14 @@ impl Child {
             self.control = None;
             self.phase = Phase::Failing { asked, fault };
         }
+    }
+
+    /// When there is something to do for it: it is looked at, or given up.
+    pub(crate) fn wake(&self) -> Option<Instant> {
+        let look = self
+            .look
+            .filter(|_| matches!(self.phase, Phase::Starting { .. }));
+        self.deadline().into_iter().chain(look).min()
     }
 
     /// When it is given up, if somebody waits for it.
@@ -306,6 +412,7 @@ impl Child {
 
     /// Gives it up where its time is over.
     pub(crate) fn expire(&mut self, now: Instant) {
+        self.look(now);
         if self.deadline().is_some_and(|deadline| deadline <= now) {
             const ETIMEDOUT: i32 = 110;
             self.fail(Fault {
@@ -323,6 +430,11 @@ impl Child {
     /// Its pid while it lives.
     pub(crate) fn live_pid(&self) -> Option<u32> {
         (!self.is_ended()).then_some(self.pid)
+    }
+
+    /// As [`Child::live_pidfd`], of one that lives in the namespaces of its container, PID namespace included.
+    pub(crate) fn inside(&self) -> Option<BorrowedFd<'_>> {
+        self.live_pidfd().filter(|_| !self.is_maker())
     }
 
     /// Its pidfd while it lives.
@@ -351,6 +463,23 @@ pub(crate) fn not_ready(exit: Exit) -> Fault {
             "signal {number} ended the process before it was ready"
         )),
     }
+}
+
+/// Whether a process whose old memory is gone has executed, and not ended. A few microseconds lie between either and what shows
+/// it, more on a busy machine.
+fn came_through(pidfd: BorrowedFd<'_>, pid: u32) -> bool {
+    const TRIES: u32 = 100;
+    let executed = || process::has_executed(pid).unwrap_or(true);
+    for _ in 0..TRIES {
+        if executed() {
+            return true;
+        }
+        if process::has_ended(pidfd).unwrap_or(true) {
+            return executed();
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    true
 }
 
 /// A fault of the monitor's own work: a system call that failed.

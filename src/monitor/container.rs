@@ -142,7 +142,7 @@ impl Container {
                 (true, false) => None,
             }
         });
-        [self.paused_until, self.child.deadline(), ending]
+        [self.paused_until, self.child.wake(), ending]
             .into_iter()
             .flatten()
             .min()

@@ -365,8 +365,8 @@ impl Monitor<'_> {
             (Verb::Start, Some(container)) => match outcome {
                 Ok(()) => {
                     container.started_at = Timestamp::now();
-                    let at = container.started_at;
-                    Reply::Started { at }
+                    let (at, pid) = (container.started_at, container.child.pid);
+                    Reply::Started { at, pid }
                 }
                 Err(fault) => {
                     container.kill();

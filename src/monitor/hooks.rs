@@ -46,7 +46,9 @@ impl Monitor<'_> {
         let (id, at) = (container.id, container.started_at);
         let (pid, stage) = (container.child.pid, Stage::Started);
         let Some(plan) = container.hooked.take() else {
-            return self.link.reply(asked, Reply::Started { at }, Vec::new());
+            return self
+                .link
+                .reply(asked, Reply::Started { at, pid }, Vec::new());
         };
         let deadline = Instant::now() + SETUP;
         match Child::hooks(stage, plan.as_fd(), Some(pid), asked, deadline) {
@@ -97,12 +99,12 @@ impl Monitor<'_> {
                 return;
             }
             (Stage::Started, found) => {
-                let at = found.map(|container| container.started_at);
+                let told = found.map(|container| (container.started_at, container.child.pid));
                 if let Err(fault) = outcome {
                     self.link.event(Event::HookFailed { id, fault });
                 }
                 let gone = || Reply::Failed(check("the container was removed meanwhile"));
-                at.map_or_else(gone, |at| Reply::Started { at })
+                told.map_or_else(gone, |(at, pid)| Reply::Started { at, pid })
             }
             (Stage::Stopped, _) => match outcome {
                 Ok(()) => Reply::Done,

@@ -252,6 +252,8 @@ pub(crate) enum Reply {
     Started {
         /// When its exec happened.
         at: Timestamp,
+        /// Its pid on the host: another than before the start where others live in its PID namespace.
+        pid: u32,
     },
     /// The exec runs. With a terminal: its pty master is passed.
     Executed {

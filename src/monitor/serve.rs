@@ -206,7 +206,7 @@ impl<'a> Monitor<'a> {
 
     fn wake(&self) -> Option<Instant> {
         let containers = self.containers.iter().filter_map(Container::wake);
-        let execs = self.execs.iter().filter_map(|exec| exec.child.deadline());
+        let execs = self.execs.iter().filter_map(|exec| exec.child.wake());
         let sandbox = self.sandbox.as_ref().and_then(Child::deadline);
         let helpers = self.helpers.iter();
         let helpers = helpers.filter_map(|helper| helper.child.deadline());
@@ -238,6 +238,10 @@ impl<'a> Monitor<'a> {
                 let pid = container.child.pid;
                 let reply = Reply::Created { pid, user };
                 self.link.reply(asked, reply, Vec::new());
+            }
+            // Its end tells the rest.
+            (Said::Closed, Phase::Starting { .. }) if container.child.is_maker() => {
+                container.child.control = None;
             }
             (Said::Closed, &Phase::Starting { asked, .. }) => {
                 container.child.control = None;
@@ -303,18 +307,16 @@ impl<'a> Monitor<'a> {
                     exec.child.fail(fault);
                 }
             }
+            // Its end tells the rest.
+            (Said::Closed, Phase::Starting { .. }) if exec.child.is_maker() => {
+                exec.child.control = None;
+            }
             (Said::Closed, &Phase::Starting { asked, .. }) => {
                 exec.child.control = None;
                 if !exec.child.has_executed() {
                     return;
                 }
-                exec.child.phase = Phase::Running;
-                let reply = Reply::Executed {
-                    pid: exec.child.pid,
-                };
-                let terminal = exec.terminal.take();
-                self.link
-                    .reply(asked, reply, terminal.into_iter().collect());
+                self.exec_started(index, asked);
             }
             (
                 Said::Closed | Said::Ready { .. } | Said::Made { .. } | Said::Mounted | Said::Done,
@@ -326,9 +328,32 @@ impl<'a> Monitor<'a> {
         }
     }
 
+    /// Exec `index` has executed its program.
+    fn exec_started(&mut self, index: usize, asked: Asked) {
+        let exec = &mut self.execs[index];
+        exec.child.phase = Phase::Running;
+        let reply = Reply::Executed {
+            pid: exec.child.pid,
+        };
+        let terminal = exec.terminal.take();
+        self.link
+            .reply(asked, reply, terminal.into_iter().collect());
+    }
+
     fn reap(&mut self, now: Instant) {
         while let Ok(Some(_child_signal)) = signal::next(self.signals.as_fd()) {}
         while let Ok(Some(pid)) = process::ended_child() {
+            if self.is_just_born(pid) {
+                // Whether it had executed can be read only before it is reaped.
+                let executed = process::has_executed(pid).unwrap_or(true);
+                let Ok(exit) = process::reap(pid) else {
+                    return;
+                };
+                if let Some(maker) = self.maker_of(pid) {
+                    maker.born_ended(exit, executed);
+                }
+                continue;
+            }
             let known = self.knows(pid);
             self.hear_last(pid);
             let Ok(exit) = process::reap(pid) else {
@@ -339,6 +364,22 @@ impl<'a> Monitor<'a> {
                 self.reaped(pid, exit, Timestamp::now(), now);
             }
         }
+        for child in self.children() {
+            child.look_now();
+        }
+    }
+
+    fn children(&mut self) -> impl Iterator<Item = &mut Child> {
+        let containers = self.containers.iter_mut().map(|one| &mut one.child);
+        containers.chain(self.execs.iter_mut().map(|one| &mut one.child))
+    }
+
+    fn maker_of(&mut self, pid: u32) -> Option<&mut Child> {
+        self.children().find(|child| child.born_pid() == Some(pid))
+    }
+
+    fn is_just_born(&mut self, pid: u32) -> bool {
+        self.maker_of(pid).is_some()
     }
 
     /// Hears the last words of a child that has ended: a report of a failure, or the end of file of its exec, as long as it
@@ -352,6 +393,9 @@ impl<'a> Monitor<'a> {
         } else if self.sandbox.as_ref().is_some_and(is_it) {
             self.hear_sandbox();
         }
+        for child in self.children() {
+            child.look_now();
+        }
     }
 
     /// A child was reaped; one that is not in any list was an orphan.
@@ -359,6 +403,21 @@ impl<'a> Monitor<'a> {
         let is_it = |child: &Child| child.pid == pid && !child.is_ended();
         if let Some(index) = self.containers.iter().position(|c| is_it(&c.child)) {
             let container = &mut self.containers[index];
+            let maker = container.child.is_maker();
+            if let (true, &Phase::Starting { asked, .. }) = (maker, &container.child.phase) {
+                match container.child.made() {
+                    Ok(ended) => {
+                        container.child.phase = Phase::Running;
+                        container.started_at = Timestamp::now();
+                        self.container_started(index, asked);
+                        if let Some(exit) = ended {
+                            self.containers[index].ended(exit, at, now);
+                        }
+                        return;
+                    }
+                    Err(fault) => container.child.fail(fault),
+                }
+            }
             container.child.fail(not_ready(exit));
             if let Phase::Failing { asked, fault } = &container.child.phase {
                 let reply = Reply::Failed(fault.clone());
@@ -366,6 +425,19 @@ impl<'a> Monitor<'a> {
             }
             container.ended(exit, at, now);
         } else if let Some(index) = self.execs.iter().position(|e| is_it(&e.child)) {
+            let exec = &mut self.execs[index];
+            let maker = exec.child.is_maker();
+            let mut exit = exit;
+            if let (true, &Phase::Starting { asked, .. }) = (maker, &exec.child.phase) {
+                match exec.child.made() {
+                    Ok(ended) => {
+                        self.exec_started(index, asked);
+                        let Some(ended) = ended else { return };
+                        exit = ended;
+                    }
+                    Err(fault) => exec.child.fail(fault),
+                }
+            }
             let exec = &mut self.execs[index];
             exec.child.fail(not_ready(exit));
             if let Phase::Failing { asked, fault } = &exec.child.phase {

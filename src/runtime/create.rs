@@ -10,6 +10,13 @@
 //!   |  <- end of file: the exec happened -------------- |
 //!   |  <- Failed(fault), then its exit ---------------- |  at any time instead
 //! ```
+//! Where others live in the PID namespace (an exec; a PID namespace of the pod or of another container), the child stays in
+//! the monitor's, where they cannot see it, and what is seen is born last, as a child of the monitor: see `sys::launch`.
+//! ```text
+//!   | start(): one byte ----------------------------->  |  copies what its program needs
+//!   |  <- end of file: no word comes any more --------- |  filter, last fork ------------> born: execve
+//!   |  <- its exit: Spawned::launch tells the rest ---- |  <- memory released -----------
+//! ```
 //! Pause does not wait for its start, and reports nothing else when all goes well: end of file is its success.
 //!
 //! A PID namespace that a user namespace shall own must be made from inside it, but layers and volumes are mapped and opened
@@ -21,7 +28,8 @@ use std::path::Path;
 use crate::runtime::init;
 use crate::runtime::plan::{Context, Fault, NamespaceSource, Preamble, Report};
 use crate::sys::file::{self, Mode, OFlags};
-use crate::sys::{clone, credentials, memfd, ns, process, signal, socket};
+use crate::sys::launch::Shared;
+use crate::sys::{clone, credentials, memfd, ns, socket};
 
 pub(crate) use crate::runtime::init::NOT_STARTED;
 
@@ -55,6 +63,8 @@ pub(crate) struct Spawned {
     /// Control socket (`SOCK_SEQPACKET`, close-on-exec, blocking): see [`receive`] and [`start`]. Dropped before
     /// `start`, the process ends.
     pub(crate) control: OwnedFd,
+    /// The process is a maker, and what executes is born after its start: with this the maker tells of it.
+    pub(crate) launch: Option<Shared>,
 }
 
 /// What comes from the control socket.
@@ -85,21 +95,11 @@ pub(crate) fn spawn(request: CreateRequest<'_>) -> Result<Spawned, Fault> {
         let what = "the pod's is not given";
         return Err(Fault::check("clone", "user namespace", what));
     }
-    let opened;
-    let pid = match &preamble.pid {
-        NamespaceSource::Host => PidNamespace::Ours,
-        // The child makes it itself, inside the user namespace.
-        NamespaceSource::New if owned => PidNamespace::Ours,
-        NamespaceSource::New => PidNamespace::New,
-        NamespaceSource::Pod => PidNamespace::Of(needed(request.pause, "the pod's pause")?),
-        NamespaceSource::Container(id) => PidNamespace::Of(needed(request.target, id)?),
-        NamespaceSource::Path(path) => {
-            opened = std::fs::File::open(path).context("clone", "open", path.display())?;
-            PidNamespace::Of(opened.as_fd())
-        }
-        NamespaceSource::Passed => {
-            return Err(Fault::check("clone", "pid namespace", "cannot be passed"));
-        }
+    let place = match &preamble.pid {
+        // With a user namespace the child makes it itself, inside that.
+        NamespaceSource::New if !owned => Place::New,
+        NamespaceSource::Host | NamespaceSource::New => Place::Ours,
+        _ => Place::Others(shared()?),
     };
     let mut descriptors = vec![request.plan];
     descriptors.extend(request.stdio);
@@ -107,20 +107,25 @@ pub(crate) fn spawn(request: CreateRequest<'_>) -> Result<Spawned, Fault> {
     descriptors.extend(request.network);
     descriptors.extend(request.user);
     descriptors.extend(request.target);
-    clone_child(pid, &preamble, &descriptors, |control, joined| {
-        init::create(&request, control, joined)
+    clone_child(place, &preamble, &descriptors, |control, joined, launch| {
+        init::create(&request, control, joined, launch)
     })
 }
 
-fn needed<'a>(fd: Option<BorrowedFd<'a>>, whose: &str) -> Result<BorrowedFd<'a>, Fault> {
-    let missing = || {
-        Fault::check(
-            "clone",
-            "pid namespace",
-            format_args!("of {whose}: not given"),
-        )
-    };
-    fd.ok_or_else(missing)
+/// Pages for what is born among others.
+///
+/// # Errors
+/// No memory.
+pub(super) fn shared() -> Result<Shared, Fault> {
+    Shared::new().context("clone", "mmap", "shared page")
+}
+
+/// What became of a process that was to be born; its maker has been reaped. `Ok`: it executed, or somebody ended it.
+///
+/// # Errors
+/// Why it did not execute.
+pub(crate) fn born(launch: &Shared) -> Result<(), Fault> {
+    init::launch::outcome(launch)
 }
 
 /// Reads the front of an encoded plan.
@@ -134,26 +139,26 @@ pub(crate) fn preamble(plan: BorrowedFd<'_>) -> Result<Preamble, Fault> {
     Ok(preamble)
 }
 
-/// The PID namespace of a new process.
-pub(crate) enum PidNamespace<'a> {
-    /// The caller's.
+/// Where a new process comes to live.
+pub(crate) enum Place {
+    /// In the caller's PID namespace.
     Ours,
-    /// A new one.
+    /// In a new one.
     New,
-    /// That of the process behind this pidfd, or the one that this file is.
-    Of(BorrowedFd<'a>),
+    /// In one where others live: the process itself stays in the caller's.
+    Others(Shared),
 }
 
 /// Clones a child that runs `work` with its end of the control socket; the flag says that it is in its cgroup (v2)
-/// already.
+/// already. What [`Place::Others`] holds is `work`'s too.
 ///
 /// # Errors
 /// What failed; no child is left.
 pub(crate) fn clone_child(
-    pid: PidNamespace<'_>,
+    place: Place,
     preamble: &Preamble,
     descriptors: &[BorrowedFd<'_>],
-    work: impl Fn(BorrowedFd<'_>, bool) -> i32,
+    work: impl Fn(BorrowedFd<'_>, bool, Option<&Shared>) -> i32,
 ) -> Result<Spawned, Fault> {
     const STAGE: &str = "clone";
     // The child inherits this: nobody inside its namespaces may trace it before its exec.
@@ -165,39 +170,26 @@ pub(crate) fn clone_child(
         Some(path) => Some(open_directory(path)?),
         None => None,
     };
-    let flags = match pid {
-        PidNamespace::New => ns::flag::PID,
-        _ => 0,
-    };
-    let own = match pid {
-        PidNamespace::Of(pidfd) => {
-            let own = std::fs::File::open("/proc/self/ns/pid");
-            let own = own.context(STAGE, "open", "/proc/self/ns/pid")?;
-            ns::enter(pidfd, ns::flag::PID).context(STAGE, "setns", "pid namespace")?;
-            Some(own)
-        }
-        _ => None,
+    let (flags, launch) = match place {
+        Place::New => (ns::flag::PID, None),
+        Place::Ours => (0, None),
+        Place::Others(shared) => (0, Some(shared)),
     };
     let cgroup = cgroup.as_ref().map(AsFd::as_fd);
     let control = childs.as_fd();
-    let mut cloned = clone::clone(flags, cgroup, &keep, || work(control, true));
+    let work = |joined| work(control, joined, launch.as_ref());
+    let mut cloned = clone::clone(flags, cgroup, &keep, || work(true));
     // Linux before 5.7 does not know the flag: the child joins by itself.
     let old = |error: &std::io::Error| matches!(error.raw_os_error(), Some(7 | 22));
     if cgroup.is_some() && cloned.as_ref().is_err_and(old) {
-        cloned = clone::clone(flags, None, &keep, || work(control, false));
+        cloned = clone::clone(flags, None, &keep, || work(false));
     }
-    let restored = own.map_or(Ok(()), |own| ns::enter(own.as_fd(), ns::flag::PID));
     let cloned = cloned.context(STAGE, "clone3", "")?;
-    if let Err(error) = restored {
-        // Later children would come to live in a pod's namespace: better none at all.
-        let _gone = process::send_signal(cloned.pidfd.as_fd(), signal::SIGKILL);
-        let _reaped = process::wait(cloned.pidfd.as_fd());
-        return Err(Fault::call(STAGE, "setns", "own pid namespace", &error));
-    }
     Ok(Spawned {
         pid: cloned.pid,
         pidfd: cloned.pidfd,
         control: ours,
+        launch,
     })
 }
 
@@ -215,8 +207,8 @@ pub(crate) fn helper(
         cgroup: None,
         terminal: false,
     };
-    let work = |control: BorrowedFd<'_>, _joined| work(control);
-    clone_child(PidNamespace::Ours, &of_caller, descriptors, work)
+    let work = |control: BorrowedFd<'_>, _joined, _launch: Option<&Shared>| work(control);
+    clone_child(Place::Ours, &of_caller, descriptors, work)
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd, Fault> {

@@ -1,9 +1,9 @@
 //! One more process in a running container: the parent's half. The child's is that of `create` but for the
-//! namespaces, which are those of the container's first process.
+//! namespaces, which are those of the container's first process. It is always born last.
 
 use std::os::fd::BorrowedFd;
 
-use crate::runtime::create::{PidNamespace, Spawned, clone_child, preamble};
+use crate::runtime::create::{Place, Spawned, clone_child, preamble, shared};
 use crate::runtime::init;
 use crate::runtime::plan::Fault;
 
@@ -26,8 +26,8 @@ pub(crate) fn spawn(request: ExecRequest<'_>) -> Result<Spawned, Fault> {
     let preamble = preamble(request.plan)?;
     let mut descriptors = vec![request.plan, request.container];
     descriptors.extend(request.stdio);
-    let pid = PidNamespace::Of(request.container);
-    clone_child(pid, &preamble, &descriptors, |control, joined| {
-        init::execute(&request, control, joined)
+    let place = Place::Others(shared()?);
+    clone_child(place, &preamble, &descriptors, |control, joined, launch| {
+        init::execute(&request, control, joined, launch)
     })
 }

@@ -11,7 +11,7 @@ use crate::sys::seccomp::Arguments;
 #[derive(Debug)]
 pub(crate) struct Image {
     /// The strings that the lists point to, wherever these vectors move.
-    _strings: [Vec<CString>; 2],
+    strings: [Vec<CString>; 2],
     arguments: Vec<*const libc::c_char>,
     environment: Vec<*const libc::c_char>,
 }
@@ -26,7 +26,7 @@ impl Image {
         Self {
             arguments: list(&arguments),
             environment: list(&environment),
-            _strings: [arguments, environment],
+            strings: [arguments, environment],
         }
     }
 
@@ -52,6 +52,16 @@ impl Image {
             u64::try_from(libc::AT_EMPTY_PATH).ok(),
             Some(0),
         ]
+    }
+
+    /// Its arguments.
+    pub(crate) fn arguments(&self) -> &[CString] {
+        &self.strings[0]
+    }
+
+    /// Its environment.
+    pub(crate) fn environment(&self) -> &[CString] {
+        &self.strings[1]
     }
 
     /// Executes the program at `path`. Returns only on failure.

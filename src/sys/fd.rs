@@ -145,6 +145,32 @@ pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Closes every descriptor from `first` on: only in a process that leaves by `_exit`. Before Linux 5.9, where the call does
+/// not exist, each number up to the limit is closed in turn.
+///
+/// # Errors
+/// The number of `close_range(2)`.
+pub(crate) fn close_from(first: u32) -> io::Result<()> {
+    // SAFETY: the caller never uses or drops an owner of these numbers.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+    if result == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() != Some(libc::ENOSYS) {
+        return Err(error);
+    }
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let last = u32::try_from(limit.maximum.unwrap_or(1 << 20)).unwrap_or(1 << 20);
+    for number in first..last.min(1 << 20) {
+        if let Ok(number) = i32::try_from(number) {
+            // SAFETY: as above; a number that is not open is refused.
+            let _closed = unsafe { libc::close(number) };
+        }
+    }
+    Ok(())
+}
+
 /// Makes copies of these the standard streams 0, 1 and 2, open over exec.
 ///
 /// # Errors

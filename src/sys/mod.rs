@@ -13,6 +13,7 @@ pub(crate) mod file;
 #[cfg(feature = "daemon")]
 pub(crate) mod heap;
 pub(crate) mod inherited;
+pub(crate) mod launch;
 pub(crate) mod memfd;
 pub(crate) mod mount;
 #[cfg(feature = "daemon")]

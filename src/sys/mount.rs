@@ -83,6 +83,14 @@ impl Filesystem {
         Ok(outcome?)
     }
 
+    /// Sets an option that is an open file.
+    ///
+    /// # Errors
+    /// As [`Filesystem::set`]; `EINVAL`: this kernel has no such option.
+    pub(crate) fn set_descriptor(&self, key: &str, value: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(rustix::mount::fsconfig_set_fd(&self.0, key, value)?)
+    }
+
     /// Makes the filesystem and a detached mount of it.
     ///
     /// # Errors

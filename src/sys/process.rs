@@ -160,6 +160,31 @@ pub(crate) fn has_executed(pid: u32) -> io::Result<bool> {
     Ok(flags & PF_FORKNOEXEC == 0)
 }
 
+/// What keeps a process from running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// A signal stopped it.
+    Stopped,
+    /// Another process traces it.
+    Traced,
+}
+
+/// Whether somebody holds a child of ours that is not reaped.
+pub(crate) fn held(pid: u32) -> Option<Held> {
+    let status = std::fs::read(format!("/proc/{pid}/status")).ok()?;
+    let status = String::from_utf8_lossy(&status).into_owned();
+    let of = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.map(str::trim_start)
+    };
+    if of("TracerPid:").is_some_and(|tracer| tracer != "0") {
+        return Some(Held::Traced);
+    }
+    of("State:")
+        .filter(|state| state.starts_with(['T', 't']))
+        .map(|_stopped| Held::Stopped)
+}
+
 /// Makes orphaned descendants children of this process (`PR_SET_CHILD_SUBREAPER`).
 ///
 /// # Errors

@@ -8,41 +8,62 @@ use std::io;
 /// One instruction of a classic BPF program: code, jump if true, jump if false, constant.
 pub(crate) type Instruction = (u16, u8, u8, u32);
 
-/// Installs a seccomp filter for this process and what it executes, with the flags of `seccomp(2)`.
-///
-/// # Errors
-/// The number of `seccomp(2)`: `EACCES` (neither `CAP_SYS_ADMIN` nor no_new_privs), `EINVAL` (a bad program or unknown
-/// flags).
-pub(crate) fn install(program: &[Instruction], flags: u32) -> io::Result<()> {
-    const SECCOMP_SET_MODE_FILTER: u32 = 1;
-    let mut filter: Vec<libc::sock_filter> = program
-        .iter()
-        .map(|(code, jt, jf, k)| libc::sock_filter {
+/// A filter in the kernel's form.
+#[derive(Debug)]
+pub(crate) struct Filter(Vec<libc::sock_filter>);
+
+impl Filter {
+    /// From a program.
+    pub(crate) fn new(program: &[Instruction]) -> Self {
+        let of = |(code, jt, jf, k): &Instruction| libc::sock_filter {
             code: *code,
             jt: *jt,
             jf: *jf,
             k: *k,
-        })
-        .collect();
-    let program = libc::sock_fprog {
-        len: u16::try_from(filter.len())
-            .map_err(|_long| io::Error::from_raw_os_error(libc::EINVAL))?,
-        filter: filter.as_mut_ptr(),
-    };
-    // SAFETY: the program points to `len` instructions, which the kernel copies.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            SECCOMP_SET_MODE_FILTER,
-            flags,
-            &raw const program,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
+        };
+        Self(program.iter().map(of).collect())
     }
+
+    /// Its instructions.
+    pub(in crate::sys) fn instructions(&self) -> &[libc::sock_filter] {
+        &self.0
+    }
+
+    /// Installs it for this process and what it executes, with the flags of `seccomp(2)`. Allocates nothing.
+    ///
+    /// # Errors
+    /// The number of `seccomp(2)`: `EACCES` (neither `CAP_SYS_ADMIN` nor no_new_privs), `EINVAL` (a bad program or
+    /// unknown flags).
+    pub(crate) fn install(&self, flags: u32) -> io::Result<()> {
+        const SECCOMP_SET_MODE_FILTER: u32 = 1;
+        let program = libc::sock_fprog {
+            len: u16::try_from(self.0.len())
+                .map_err(|_long| io::Error::from_raw_os_error(libc::EINVAL))?,
+            filter: self.0.as_ptr().cast_mut(),
+        };
+        // SAFETY: the program points to `len` instructions, which the kernel copies.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_seccomp,
+                SECCOMP_SET_MODE_FILTER,
+                flags,
+                &raw const program,
+            )
+        };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+}
+
+/// As [`Filter::install`], of a program.
+///
+/// # Errors
+/// As [`Filter::install`].
+pub(crate) fn install(program: &[Instruction], flags: u32) -> io::Result<()> {
+    Filter::new(program).install(flags)
 }
 
 /// Arguments of a call, as far as they are known.

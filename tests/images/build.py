@@ -165,6 +165,8 @@ def security_images(b):
     refused = contents.compile_c(b.work, "refused")
     own = lambda fill: [b.base, b.layer(fill)]  # noqa: E731
     b.push(["security/refused:1"], own(lambda a: a.file("refused", refused, 0o755)), Cmd=["/refused", "wait"])
+    hunter = contents.compile_c(b.work, "hunter")
+    b.push(["security/hunter:1"], own(lambda a: a.file("hunter", hunter, 0o755)), Cmd=["/hunter"])
     b.push(["security/open:1"], own(contents.layer_open), User="app", **SHELL)
     for number, user in enumerate(("4294967296", "4294967295", "2147483648", "-1", "0x0", " 0", "root\n", "1:-1", "gone")):
         b.push([f"security/user:{number}"], [b.base], User=user, **SHELL)

@@ -19,7 +19,7 @@ DEFAULT = {"CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SET
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 MASKED = ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/scsi", "/sys/firmware", "/proc/nowhere"]
 READONLY = ["/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/nowhere"]
-CONTAINER = 1  # NamespaceMode
+POD, CONTAINER, TARGET = 0, 1, 3  # NamespaceMode
 
 
 def names(mask):

@@ -24,6 +24,7 @@ from walkthrough import Crictl, written  # noqa: E402
 from inside import DEFAULT, IMAGE, MASKED, READONLY, Pod, Status, mounts, readonly  # noqa: E402
 import history  # noqa: E402
 import hostile  # noqa: E402
+import hunter  # noqa: E402
 import identity  # noqa: E402
 import profiles  # noqa: E402
 
@@ -290,10 +291,11 @@ PARTS = {
     "hostile": hostile.hostile,
     "history": history.history,
     "identity": identity.identity,
+    "hunter": lambda steps, s, c, pod: hunter.hunted(steps, s, c),
     "defaults": lambda steps, s, c, pod: defaults(steps, s, c),
     "socket": lambda steps, s, c, pod: socket_of(steps, s),
 }
-OF_BERTH = ("refusers", "defaults", "socket")
+OF_BERTH = ("refusers", "hunter", "defaults", "socket")
 
 
 def main():

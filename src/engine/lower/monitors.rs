@@ -152,7 +152,7 @@ impl Lower {
         &self,
         monitor: &MonitorClient,
         container: &Container,
-    ) -> Result<Timestamp> {
+    ) -> Result<(Timestamp, u32)> {
         monitor
             .start(container.id)
             .await

@@ -176,14 +176,14 @@ impl MonitorClient {
         }
     }
 
-    /// Lets a container's process execute its program; when that happened.
+    /// Lets a container's process execute its program; when that happened, and its pid from then on.
     ///
     /// # Errors
     /// [`MonitorError::Refused`] with the exec's fault (`ContainerExited` follows), or another.
-    pub(crate) async fn start(&self, id: ContainerId) -> Result<Timestamp> {
+    pub(crate) async fn start(&self, id: ContainerId) -> Result<(Timestamp, u32)> {
         let call = Call::Start { id };
         match self.call("start", call, Vec::new(), SETUP).await?.0 {
-            Reply::Started { at } => Ok(at),
+            Reply::Started { at, pid } => Ok((at, pid)),
             _ => Err(MonitorError::Unexpected { call: "start" }),
         }
     }

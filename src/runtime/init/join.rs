@@ -1,6 +1,6 @@
 //! Cgroups and namespaces: joining those that exist, making those that do not.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use crate::runtime::create::CreateRequest;
@@ -145,16 +145,17 @@ pub(super) fn all_of(container: BorrowedFd<'_>, user: i32) -> Step {
     ns::enter(container, flags).context("namespace", "setns", "namespaces of the container")
 }
 
-/// Runs `work` in the mount namespace of the process behind `pidfd`, then comes back.
-pub(super) fn visit_mounts(
+/// Runs `work` in the mount namespace of the process behind `pidfd`, then comes back. `what`: what it is after.
+pub(super) fn visit_mounts<T>(
     pidfd: BorrowedFd<'_>,
-    work: impl FnOnce() -> std::io::Result<OwnedFd>,
-) -> Result<OwnedFd, Fault> {
+    what: &str,
+    work: impl FnOnce() -> std::io::Result<T>,
+) -> Result<T, Fault> {
     const STAGE: &str = "mount";
     let own = Path::new("/proc/self/ns/mnt");
     let own = std::fs::File::open(own).context(STAGE, "open", own.display())?;
-    ns::enter(pidfd, flag::MOUNT).context(STAGE, "setns", "mount namespace of pause")?;
+    ns::enter(pidfd, flag::MOUNT).context(STAGE, "setns", "mount namespace of a process")?;
     let outcome = work();
     ns::enter(own.as_fd(), flag::MOUNT).context(STAGE, "setns", "own mount namespace")?;
-    outcome.context(STAGE, "open_tree", "pod /dev/shm")
+    outcome.context(STAGE, "open_tree", what)
 }

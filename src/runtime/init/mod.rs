@@ -28,10 +28,12 @@ mod devices;
 pub(in crate::runtime) mod external;
 pub(in crate::runtime) mod hooks;
 mod join;
+pub(in crate::runtime) mod launch;
 mod masks;
 mod mounts;
 mod node_cgroups;
 mod process;
+mod procfs;
 mod rootfs;
 mod stage;
 mod user;
@@ -51,7 +53,10 @@ use crate::runtime::plan::{
 };
 use crate::runtime::userns;
 use crate::sys::file::{self, Make, Mode, OFlags};
+use crate::sys::launch::Shared;
 use crate::sys::{clone, credentials, fd, memfd, mount, ns, socket};
+
+use launch::Launch;
 
 /// Largest plan in bytes.
 const MAX_PLAN: usize = 16 * 1024 * 1024;
@@ -63,14 +68,24 @@ const PAUSE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pause"));
 /// A step that gives nothing but may fail.
 type Step = Result<(), Fault>;
 
-/// The child of `create::spawn`. Returns its exit code, if at all.
-pub(super) fn create(request: &CreateRequest<'_>, control: BorrowedFd<'_>, joined: bool) -> i32 {
-    finish(control, follow(request, control, joined))
+/// The child of `create::spawn`. Returns its exit code, if at all. `shared`: others live in its PID namespace.
+pub(super) fn create(
+    request: &CreateRequest<'_>,
+    control: BorrowedFd<'_>,
+    joined: bool,
+    shared: Option<&Shared>,
+) -> i32 {
+    finish(control, follow(request, control, joined, shared))
 }
 
 /// The child of `exec::spawn`. Returns its exit code, if at all.
-pub(super) fn execute(request: &ExecRequest<'_>, control: BorrowedFd<'_>, joined: bool) -> i32 {
-    finish(control, follow_exec(request, control, joined))
+pub(super) fn execute(
+    request: &ExecRequest<'_>,
+    control: BorrowedFd<'_>,
+    joined: bool,
+    shared: Option<&Shared>,
+) -> i32 {
+    finish(control, follow_exec(request, control, joined, shared))
 }
 
 /// Exit code of a child that was not started: 127, as shells say it when a command cannot be run; where the failure cannot be
@@ -97,19 +112,24 @@ fn decode<T: DeserializeOwned>(plan: BorrowedFd<'_>) -> Result<T, Fault> {
 }
 
 /// A container's or pause's process, prepared as the node's root: what is left needs the new namespaces only.
-struct Inside {
+struct Inside<'a> {
     plan: Plan,
     host: mounts::Host,
     /// Absent for pause.
     root: Option<OwnedFd>,
     /// The namespaces are not made yet: this happens inside the user namespace.
     owned: bool,
+    /// Others live in the PID namespace.
+    launch: Option<Launch<'a>>,
+    /// Opened where it can be: a procfs of this process's PID namespace, if the plan needs one.
+    proc: Option<ProcFs>,
 }
 
 fn follow(
     request: &CreateRequest<'_>,
     control: BorrowedFd<'_>,
     joined: bool,
+    shared: Option<&Shared>,
 ) -> Result<process::Abandoned, Fault> {
     fd::set_standard(request.stdio).context("stdio", "dup2", "standard streams")?;
     let plan: Plan = decode(request.plan)?;
@@ -118,8 +138,14 @@ fn follow(
     join::groups(&plan.process.resctrl)?;
     process::set_oom_score(&plan.process)?;
     let owner = request.user.zip(plan.namespaces.root());
+    let launch = Launch::of_plan(&plan.namespaces, request, shared)?;
     join::existing(&plan.namespaces, request)?;
     let shm = take_pod_shm(&plan, request)?;
+    let (mut proc, mut proc_of_others) = (None, None);
+    if let Some(launch) = &launch {
+        proc = Some(ProcFs::for_plan(&plan)?);
+        proc_of_others = procfs::of_others(&plan, request, launch.namespace())?;
+    }
     if let Some((_, root)) = owner {
         userns::give_streams(root)?;
         join::delegate(&plan, root)?;
@@ -129,6 +155,7 @@ fn follow(
     }
     let user = owner.map(|(user, _)| user);
     let mut host = mounts::Host::gather(&plan, shm, user)?;
+    host.proc = proc_of_others;
     mount::make_all_private().context("rootfs", "mount_setattr", "/")?;
     if let Some(user) = user {
         rootfs::map_layers(&plan, user)?;
@@ -141,6 +168,8 @@ fn follow(
         host,
         root,
         owned: user.is_some(),
+        launch,
+        proc,
     };
     let Some(user) = user else {
         return inside.go_on(control);
@@ -154,7 +183,7 @@ fn follow(
     }
 }
 
-impl Inside {
+impl Inside<'_> {
     /// Goes on as the first process of a new PID namespace, of which the monitor hears here.
     fn go_on_as_sibling(self, control: BorrowedFd<'_>) -> Result<process::Abandoned, Fault> {
         const STAGE: &str = "clone";
@@ -184,7 +213,10 @@ impl Inside {
             join::new(&plan.namespaces)?;
             mount::make_all_private().context("rootfs", "mount_setattr", "/")?;
         }
-        let proc = ProcFs::for_plan(plan)?;
+        let proc = match self.proc.take() {
+            Some(proc) => proc,
+            None => ProcFs::for_plan(plan)?,
+        };
         process::join_new_keyring(&plan.process, proc.0.as_ref())?;
         if !plan.hostname.is_empty() && plan.namespaces.uts == NamespaceSource::New {
             credentials::set_host_name(&plan.hostname).context(
@@ -212,7 +244,8 @@ impl Inside {
             }
             rootfs::pivot(root.fd.as_fd())?;
         }
-        let terminal = furnish(plan, &mut root)?;
+        let terminal = furnish(plan, &mut root, self.launch.is_none())?;
+        process::reopen_null(root.fd.as_fd())?;
         let user = user::look_up(root.fd.as_fd(), &plan.process.user)?;
         let cwd = process::open_cwd(root.fd.as_fd(), &plan.process.cwd, process::Cwd::Make)?;
         rootfs::seal(plan, &root)?;
@@ -225,15 +258,20 @@ impl Inside {
             proc: proc.0,
             tuned: self.owned,
             hooks: plan.hooks.as_deref(),
+            launch: self.launch,
         }
         .run()
     }
 }
 
-/// What lies over mounts and nodes below the new root; the terminal, if the process has one.
-fn furnish(plan: &Plan, root: &mut rootfs::Root) -> Result<Option<crate::sys::pty::Pty>, Fault> {
+/// What lies over mounts and nodes below the new root; the terminal, if the process has one. `take`: it is this process's own.
+fn furnish(
+    plan: &Plan,
+    root: &mut rootfs::Root,
+    take: bool,
+) -> Result<Option<crate::sys::pty::Pty>, Fault> {
     let terminal = if plan.process.terminal {
-        let pty = process::open_terminal(root.fd.as_fd())?;
+        let pty = process::open_terminal(root.fd.as_fd(), take)?;
         devices::bind_console(plan, root.fd.as_fd(), pty.slave.as_fd())?;
         Some(pty)
     } else {
@@ -248,6 +286,7 @@ fn follow_exec(
     request: &ExecRequest<'_>,
     control: BorrowedFd<'_>,
     joined: bool,
+    shared: Option<&Shared>,
 ) -> Result<process::Abandoned, Fault> {
     fd::set_standard(request.stdio).context("stdio", "dup2", "standard streams")?;
     let plan: ExecPlan = decode(request.plan)?;
@@ -256,6 +295,14 @@ fn follow_exec(
     join::groups(&plan.process.resctrl)?;
     process::stay_on(0, plan.cpu)?;
     process::set_oom_score(&plan.process)?;
+    let missing = || Fault::check("launch", "shared page", "not given");
+    let launch = Launch::new(request.container, shared.ok_or_else(missing)?)?;
+    // The node's, and while it is in sight: in a user namespace no other of this PID namespace could be mounted.
+    let proc = if plan.process.apparmor.is_empty() && plan.process.selinux.is_empty() {
+        ProcFs(None)
+    } else {
+        ProcFs::new()?
+    };
     if let Some(root) = plan.user_namespace {
         userns::give_streams(root)?;
         process::limit_and_tune(&plan.process)?;
@@ -264,20 +311,16 @@ fn follow_exec(
     } else {
         join::all_of(request.container, 0)?;
     }
-    let proc = if plan.process.apparmor.is_empty() && plan.process.selinux.is_empty() {
-        ProcFs(None)
-    } else {
-        ProcFs::new()?
-    };
     process::join_new_keyring(&plan.process, proc.0.as_ref())?;
     let root = mount::open_root().context("rootfs", "open", "/")?;
     let cwd = process::open_cwd(root.as_fd(), &plan.process.cwd, process::Cwd::MustExist)?;
     process::enter_cwd(cwd, &plan.process.cwd)?;
     let terminal = if plan.process.terminal {
-        Some(process::open_terminal(root.as_fd())?)
+        Some(process::open_terminal(root.as_fd(), false)?)
     } else {
         None
     };
+    process::reopen_null(root.as_fd())?;
     process::Ending {
         plan: &plan.process,
         user: plan.user,
@@ -286,6 +329,7 @@ fn follow_exec(
         proc: proc.0,
         tuned: plan.user_namespace.is_some(),
         hooks: None,
+        launch: Some(launch),
     }
     .run()
 }
@@ -350,14 +394,14 @@ fn take_pod_shm(plan: &Plan, request: &CreateRequest<'_>) -> Result<Option<Owned
     let pause = request
         .pause
         .ok_or_else(|| Fault::check("mount", "pod /dev/shm", "no pause given"))?;
-    join::visit_mounts(pause, || {
+    join::visit_mounts(pause, "pod /dev/shm", || {
         let root = mount::open_root()?;
         mount::copy_tree(root.as_fd(), Path::new("dev/shm"), false)
     })
     .map(Some)
 }
 
-/// Pause: a tiny read-only root with nothing but `/dev/shm`.
+/// Pause: a tiny read-only root with nothing but `/dev/shm`, and `/proc` where containers come to live in its PID namespace.
 fn pause(
     plan: &Plan,
     shm_size: u64,
@@ -379,12 +423,20 @@ fn pause(
             set.context("label", "fsetxattr", "pause")?;
         }
     }
+    let shared = |mount: &crate::runtime::plan::MountPlan| mount.target == "/proc";
+    let procfs = match plan.mounts.iter().any(shared) {
+        // While the node's is in sight: see `mount_kernel_filesystems`.
+        true => procfs::of_pod()?,
+        false => None,
+    };
     mount::make_all_private().context("rootfs", "mount_setattr", "/")?;
     let root = rootfs::tmpfs(
-        &[("mode", "755"), ("size", "4k"), ("nr_inodes", "4")],
+        &[("mode", "755"), ("size", "4k"), ("nr_inodes", "5")],
         0,
         label,
     )?;
+    let proc_point = file::make_in(root.as_fd(), Path::new("/proc"), Make::Directory);
+    let proc_point = proc_point.context("rootfs", "mkdir", "/proc")?;
     let shm = file::make_in(root.as_fd(), Path::new("/dev/shm"), Make::Directory)
         .context("rootfs", "mkdir", "/dev/shm")?;
     rootfs::pivot_into(root.as_fd())?;
@@ -394,6 +446,13 @@ fn pause(
             mount::attribute::NOSUID | mount::attribute::NODEV | mount::attribute::NOEXEC;
         let memory = rootfs::tmpfs(&[("mode", "1777"), ("size", &size)], attributes, label)?;
         mount::attach(memory.as_fd(), shm.as_fd()).context("rootfs", "move_mount", "/dev/shm")?;
+    }
+    if let Some(procfs) = procfs {
+        mount::attach(procfs.as_fd(), proc_point.as_fd()).context(
+            "rootfs",
+            "move_mount",
+            "/proc",
+        )?;
     }
     rootfs::make_readonly(root.as_fd(), false)?;
     process::run_pause(plan, program.as_fd(), control, proc.0.as_ref())

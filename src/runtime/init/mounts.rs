@@ -39,6 +39,8 @@ pub(super) struct Host {
     volumes: Vec<Option<OwnedFd>>,
     /// In a user namespace, where none can be made: a copy of each device of the plan.
     pub(super) devices: Option<Vec<OwnedFd>>,
+    /// Where others live in the PID namespace: a procfs of that.
+    pub(super) proc: Option<OwnedFd>,
 }
 
 enum Source {
@@ -83,6 +85,7 @@ impl Host {
             sources,
             volumes: volumes.collect::<Result<_, _>>()?,
             devices: user.map(|_| super::devices::copies(plan)).transpose()?,
+            proc: None,
         })
     }
 
@@ -92,7 +95,10 @@ impl Host {
             if let MountSource::Filesystem { kind, options } = &mount.source
                 && matches!(kind.as_str(), "proc" | "sysfs")
             {
-                *source = Source::Tree(new_filesystem(mount, kind, options, "")?);
+                *source = Source::Tree(match &self.proc {
+                    Some(proc) if kind == "proc" => proc_of_others(mount, options, proc.as_fd())?,
+                    _ => new_filesystem(mount, kind, options, "")?,
+                });
             }
         }
         Ok(())
@@ -391,36 +397,84 @@ fn new_filesystem(
     options: &[(String, String)],
     label: &str,
 ) -> Result<OwnedFd, Fault> {
-    let mut attributes = attributes_of(plan.attributes);
     let filesystem = Filesystem::open(kind).context(STAGE, "fsopen", kind)?;
     // Others are one for the node, or for the IPC namespace, and have the labels of the policy.
     if matches!(kind, "tmpfs" | "devpts") {
         set_context(&filesystem, label)?;
     }
-    for (key, value) in options {
-        match key.as_str() {
-            "nosuid" => attributes |= attribute::NOSUID,
-            "nodev" => attributes |= attribute::NODEV,
-            "noexec" => attributes |= attribute::NOEXEC,
-            "noatime" => attributes |= attribute::NOATIME,
-            "ro" => attributes |= attribute::READONLY,
-            "rw" | "relatime" | "newinstance" => {}
-            _ => filesystem.set(key, value.as_bytes()).context(
-                STAGE,
-                "fsconfig",
-                format_args!("{kind} {key}={value}"),
-            )?,
-        }
-    }
-    let mounted = filesystem.mount(attributes).map_err(|error| {
-        let what = format_args!("{kind} {}", filesystem.explain()).to_string();
-        Fault::call(STAGE, "fsmount", what.trim_end(), &error)
-    })?;
+    set_options(&filesystem, kind, options)?;
+    let mounted = filesystem
+        .mount(attributes_with(plan.attributes, options))
+        .map_err(|error| {
+            let what = format_args!("{kind} {}", filesystem.explain()).to_string();
+            Fault::call(STAGE, "fsmount", what.trim_end(), &error)
+        })?;
     if kind == "mqueue" {
         // The containers of a pod share it, so that it takes no context: only its top is labelled.
         set_label(mounted.as_fd(), label)?;
     }
     Ok(mounted)
+}
+
+/// Attributes of a mount and those among its options.
+fn attributes_with(wanted: MountAttributes, options: &[(String, String)]) -> u64 {
+    let of = |(key, _): &(String, String)| attribute_of(key).unwrap_or_default();
+    options
+        .iter()
+        .map(of)
+        .fold(attributes_of(wanted), |all, bit| all | bit)
+}
+
+/// The attribute that an option is, 0 for those that change nothing; absent: it is one of the filesystem.
+fn attribute_of(key: &str) -> Option<u64> {
+    match key {
+        "nosuid" => Some(attribute::NOSUID),
+        "nodev" => Some(attribute::NODEV),
+        "noexec" => Some(attribute::NOEXEC),
+        "noatime" => Some(attribute::NOATIME),
+        "ro" => Some(attribute::READONLY),
+        "rw" | "relatime" | "newinstance" => Some(0),
+        _ => None,
+    }
+}
+
+/// The options of the filesystem itself among these of a mount.
+pub(super) fn own_options(options: &[(String, String)]) -> impl Iterator<Item = &(String, String)> {
+    options
+        .iter()
+        .filter(|(key, _)| attribute_of(key).is_none())
+}
+
+/// Sets those.
+pub(super) fn set_options(
+    filesystem: &Filesystem,
+    kind: &str,
+    options: &[(String, String)],
+) -> Step {
+    for (key, value) in own_options(options) {
+        let what = format_args!("{kind} {key}={value}").to_string();
+        filesystem
+            .set(key, value.as_bytes())
+            .context(STAGE, "fsconfig", what)?;
+    }
+    Ok(())
+}
+
+/// A mount of its own of a procfs that was made elsewhere.
+fn proc_of_others(
+    plan: &MountPlan,
+    options: &[(String, String)],
+    proc: BorrowedFd<'_>,
+) -> Result<OwnedFd, Fault> {
+    let copy = mount::copy_tree(proc, Path::new(mount::SELF), false);
+    let copy = copy.context(STAGE, "open_tree", "procfs")?;
+    let change = Change {
+        set: attributes_with(plan.attributes, options),
+        propagation: propagation::PRIVATE,
+        ..Change::default()
+    };
+    mount::change(copy.as_fd(), &change).context(STAGE, "mount_setattr", "procfs")?;
+    Ok(copy)
 }
 
 /// Gives a file of a filesystem of ours a SELinux label, unless that is empty.

@@ -9,20 +9,21 @@ use crate::runtime::hooks::Hooks;
 use crate::runtime::plan::{Context, Fault, Plan, ProcessPlan, Report, SeccompFilter, Tuning};
 use crate::sys::credentials::{self, CAP_SYS_ADMIN};
 use crate::sys::exec::Image;
-use crate::sys::file::{self, FileType, Make, Mode, OFlags, Uid};
+use crate::sys::file::{self, FileType, Make, Mode, OFlags, Uid, makedev};
 use crate::sys::pty::{self, Pty};
 use crate::sys::seccomp::{self, Call};
 use crate::sys::{fd, scheduling, signal, socket};
 
+use super::launch::Launch;
 use super::{Step, hooks, user};
 
 /// The monitor went away before the start: nobody is left to tell.
 pub(super) struct Abandoned;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-const ENOENT: i32 = 2;
-const EACCES: i32 = 13;
-const ENOTDIR: i32 = 20;
+pub(super) const ENOENT: i32 = 2;
+pub(super) const EACCES: i32 = 13;
+pub(super) const ENOTDIR: i32 = 20;
 
 /// Sets `oom_score_adj`, clamped; while the host's /proc is in sight.
 pub(super) fn set_oom_score(plan: &ProcessPlan) -> Step {
@@ -85,17 +86,64 @@ pub(super) fn enter_cwd(directory: OwnedFd, path: &str) -> Step {
     }
 }
 
-/// Opens a terminal in the container's own `/dev/pts`, takes it as controlling terminal and as standard streams.
-pub(super) fn open_terminal(root: BorrowedFd<'_>) -> Result<Pty, Fault> {
+/// Opens a terminal in the container's own `/dev/pts`, takes it as standard streams and, where `take` says so, as controlling
+/// terminal.
+pub(super) fn open_terminal(root: BorrowedFd<'_>, take: bool) -> Result<Pty, Fault> {
     const STAGE: &str = "terminal";
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let devpts = file::open_in_no_links(root, Path::new("/dev/pts"), flags, Mode::empty());
     let devpts = devpts.context(STAGE, "openat2", "/dev/pts")?;
     let pty = pty::open_in(devpts.as_fd()).context(STAGE, "open", "/dev/pts/ptmx")?;
-    pty::control(pty.slave.as_fd()).context(STAGE, "ioctl", "TIOCSCTTY")?;
+    if take {
+        pty::control(pty.slave.as_fd()).context(STAGE, "ioctl", "TIOCSCTTY")?;
+    }
     let slave = pty.slave.as_fd();
     fd::set_standard([slave, slave, slave]).context(STAGE, "dup2", "pty slave")?;
     Ok(pty)
+}
+
+/// Puts the container's own `/dev/null` in the place of the node's among the standard streams: who has that open may change
+/// its mode and owner for everybody on the node.
+pub(super) fn reopen_null(root: BorrowedFd<'_>) -> Step {
+    const STAGE: &str = "stdio";
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    let mut replaced = [None, None, None];
+    for (number, (stream, own)) in streams.iter().zip(&mut replaced).enumerate() {
+        if is_null(*stream)? {
+            *own = Some(own_null(root, number == 0)?);
+        }
+    }
+    if replaced.iter().all(Option::is_none) {
+        return Ok(());
+    }
+    let now = [0, 1, 2].map(|at| replaced[at].as_ref().map_or(streams[at], OwnedFd::as_fd));
+    fd::set_standard(now).context(STAGE, "dup2", "/dev/null")
+}
+
+/// The container's `/dev/null`. Where a volume over `/dev` has none, what is only `read` is a pipe at its end.
+fn own_null(root: BorrowedFd<'_>, read: bool) -> Result<OwnedFd, Fault> {
+    const STAGE: &str = "stdio";
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let null = match file::open_in(root, Path::new("/dev/null"), flags, Mode::empty()) {
+        Err(error) if read && error.kind() == std::io::ErrorKind::NotFound => {
+            let (reader, _closed_here) = fd::pipe().context(STAGE, "pipe2", "stdin")?;
+            return Ok(reader);
+        }
+        other => other.context(STAGE, "openat2", "/dev/null of the container")?,
+    };
+    if !is_null(null.as_fd())? {
+        let what = "/dev/null of the container is another file";
+        return Err(Fault::check(STAGE, "check", what));
+    }
+    fd::set_nonblocking(null.as_fd(), false).context(STAGE, "fcntl", "O_NONBLOCK")?;
+    Ok(null)
+}
+
+fn is_null(stream: BorrowedFd<'_>) -> Result<bool, Fault> {
+    let status = file::fstat(stream).context("stdio", "fstat", "stream")?;
+    let device = FileType::from_raw_mode(status.st_mode) == FileType::CharacterDevice;
+    Ok(device && status.st_rdev == makedev(1, 3))
 }
 
 /// All that is left to do.
@@ -110,13 +158,15 @@ pub(super) struct Ending<'a> {
     pub(super) tuned: bool,
     /// Hooks of the container, if it has any.
     pub(super) hooks: Option<&'a Hooks>,
+    /// This process is a maker: what executes is born in a PID namespace where others live.
+    pub(super) launch: Option<Launch<'a>>,
 }
 
 impl Ending<'_> {
     /// Becomes the user, reports, waits, executes.
     pub(super) fn run(self) -> Result<Abandoned, Fault> {
         let plan = self.plan;
-        if self.terminal.is_none() {
+        if self.terminal.is_none() && self.launch.is_none() {
             // A session of its own; it cannot fail in a fresh child.
             let _session = crate::sys::process::new_session();
         }
@@ -127,7 +177,7 @@ impl Ending<'_> {
             limit_and_tune(plan)?;
         }
         file::set_umask(plan.umask.unwrap_or(0o022));
-        let last = become_user(plan, &self.user)?;
+        let last = become_user(plan, &self.user, self.launch.is_some())?;
         credentials::set_not_dumpable().context("process", "prctl", "PR_SET_DUMPABLE")?;
         if !report_and_wait(&self.user, self.control, self.terminal)? {
             return Ok(Abandoned);
@@ -138,6 +188,10 @@ impl Ending<'_> {
         if let Some(hooks) = self.hooks {
             // Each is confined as the program will be: this process could not clone any more once it is.
             hooks::before_exec(hooks, &confine)?;
+        }
+        if let (Some(launch), Some(last)) = (self.launch, &last) {
+            let never = launch.run(plan, &image, last, &candidates)?;
+            match never {}
         }
         if let Some(first) = candidates.first() {
             confine(&image, first)?;
@@ -295,13 +349,14 @@ fn label(plan: &ProcessPlan, proc: Option<&OwnedFd>) -> Step {
 }
 
 /// The capabilities at exec.
-struct Capabilities {
+#[derive(Debug)]
+pub(super) struct Capabilities {
     permitted: u64,
     ambient: u64,
 }
 
 impl Capabilities {
-    fn apply(&self) -> Step {
+    pub(super) fn apply(&self) -> Step {
         let (permitted, ambient) = (self.permitted, self.ambient);
         credentials::set_capabilities(permitted, permitted, ambient).context(
             "capabilities",
@@ -316,9 +371,13 @@ impl Capabilities {
     }
 }
 
-/// Changes ids and drops capabilities; those that are left to apply after a seccomp filter that needs `CAP_SYS_ADMIN`
-/// are returned.
-fn become_user(plan: &ProcessPlan, user: &ProcessUser) -> Result<Option<Capabilities>, Fault> {
+/// Changes ids and drops capabilities; those that are left to apply are returned: after a seccomp filter that needs
+/// `CAP_SYS_ADMIN`, or, where a maker must `hold` that one, after its last step that does.
+fn become_user(
+    plan: &ProcessPlan,
+    user: &ProcessUser,
+    hold: bool,
+) -> Result<Option<Capabilities>, Fault> {
     const STAGE: &str = "user";
     // A machine may lack some: what we do not have, we cannot give.
     let ours = credentials::permitted_capabilities().context(STAGE, "capget", "")?;
@@ -335,13 +394,14 @@ fn become_user(plan: &ProcessPlan, user: &ProcessUser) -> Result<Option<Capabili
         Fault::call(STAGE, call, who, &error)
     })?;
     credentials::keep_capabilities(false).context(STAGE, "PR_SET_KEEPCAPS", "")?;
-    if plan.no_new_privs {
+    let at_once = !hold && (plan.no_new_privs || plan.seccomp.is_none());
+    if at_once {
         wanted.apply()?;
-        credentials::set_no_new_privs().context(STAGE, "PR_SET_NO_NEW_PRIVS", "")?;
-        return Ok(None);
     }
-    if plan.seccomp.is_none() {
-        wanted.apply()?;
+    if plan.no_new_privs {
+        credentials::set_no_new_privs().context(STAGE, "PR_SET_NO_NEW_PRIVS", "")?;
+    }
+    if at_once {
         return Ok(None);
     }
     let held = wanted.permitted | CAP_SYS_ADMIN & ours;
@@ -370,20 +430,28 @@ fn report_and_wait(
 /// told before, while we can still tell and end. Memory is not asked for afterwards either, unless something fails.
 fn confine(plan: &ProcessPlan, last: Option<&Capabilities>, image: &Image, program: &CStr) -> Step {
     if let Some(filter) = &plan.seccomp {
-        let mut calls = vec![(Call::Execve, image.call(program))];
-        if last.is_some() {
-            calls.extend([
-                (Call::Capset, [None; 6]),
-                (Call::Prctl, credentials::CLEAR_AMBIENT),
-            ]);
-        }
-        install(filter, &calls, "no program can be started with it")?;
+        judge(filter, image.call(program), last.is_some())?;
+        install(filter)?;
     }
     last.map_or(Ok(()), Capabilities::apply)
 }
 
-/// Installs a filter that does not refuse any of `calls`; else `what` does not work.
-fn install(filter: &SeccompFilter, calls: &[(Call, seccomp::Arguments)], what: &str) -> Step {
+/// Refuses a filter that does not let an exec with these arguments pass, nor, where they are `left` to be dropped after it, the
+/// capabilities.
+pub(super) fn judge(filter: &SeccompFilter, exec: seccomp::Arguments, left: bool) -> Step {
+    let mut calls = vec![(Call::Execve, exec)];
+    if left {
+        calls.extend([
+            (Call::Capset, [None; 6]),
+            (Call::Prctl, credentials::CLEAR_AMBIENT),
+        ]);
+    }
+    let what = "no program can be started with it";
+    refuse(filter, &calls, what)
+}
+
+/// Refuses a filter that does not let each of `calls` pass; else `what` does not work.
+fn refuse(filter: &SeccompFilter, calls: &[(Call, seccomp::Arguments)], what: &str) -> Step {
     for (call, arguments) in calls {
         if let Some(refusal) = seccomp::refusal(&filter.instructions, *call, arguments) {
             let name = call.name();
@@ -391,6 +459,10 @@ fn install(filter: &SeccompFilter, calls: &[(Call, seccomp::Arguments)], what: &
             return Err(Fault::check("seccomp", "the profile makes", told));
         }
     }
+    Ok(())
+}
+
+fn install(filter: &SeccompFilter) -> Step {
     let count = filter.instructions.len();
     seccomp::install(&filter.instructions, filter.flags).context(
         "seccomp",
@@ -424,7 +496,8 @@ fn candidates(plan: &ProcessPlan) -> Result<Vec<CString>, Fault> {
     candidates.collect::<Result<_, _>>().map_err(nul)
 }
 
-fn search_path(plan: &ProcessPlan) -> &[u8] {
+/// Where programs are looked for.
+pub(super) fn search_path(plan: &ProcessPlan) -> &[u8] {
     let mut entries = plan.env.iter();
     let path = entries.find_map(|entry| entry.strip_prefix(b"PATH="));
     path.unwrap_or(DEFAULT_PATH.as_bytes())
@@ -470,7 +543,7 @@ pub(super) fn run_pause(
     label(&plan.process, proc)?;
     let _session = crate::sys::process::new_session();
     let user = user::of_numbers(&plan.process.user)?;
-    let _none_left = become_user(&plan.process, &user)?;
+    let _none_left = become_user(&plan.process, &user, false)?;
     let _open_until_exec = control;
     signal::reset_all();
     let image = Image::new(vec![c"/pause".to_owned()], Vec::new());
@@ -483,11 +556,9 @@ pub(super) fn run_pause(
             (Call::RtSigtimedwait, [None; 6]),
             (Call::Wait4, wait),
         ];
-        install(
-            filter,
-            &calls,
-            "the pod's own process cannot do its work with it",
-        )?;
+        let what = "the pod's own process cannot do its work with it";
+        refuse(filter, &calls, what)?;
+        install(filter)?;
     }
     let error = image.execute_descriptor(program);
     Err(Fault::call("exec", "execveat", "pause", &error))

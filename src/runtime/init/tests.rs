@@ -248,6 +248,23 @@ fn receive(spawned: &Spawned) -> Received {
     create::receive(spawned.control.as_fd()).unwrap()
 }
 
+/// Where the process is a maker that was started: waits for its end, and goes on with what it gave birth to, if that executes.
+fn born(spawned: &mut Spawned) -> Result<(), (Fault, Exit)> {
+    let Some(launch) = spawned.launch.take() else {
+        return Ok(());
+    };
+    readable(spawned.pidfd.as_fd());
+    let exit = process::wait(spawned.pidfd.as_fd()).unwrap();
+    if let Err(fault) = create::born(&launch) {
+        // The first process of its namespace would wait for it at its own end.
+        let _ended = launch.pid().map(process::reap);
+        return Err((fault, exit));
+    }
+    spawned.pid = launch.pid().unwrap();
+    spawned.pidfd = process::pidfd_open(spawned.pid).unwrap();
+    Ok(())
+}
+
 /// Follows a process from its clone to its end, with what it prints.
 fn complete(mut spawned: Spawned, reader: OwnedFd) -> Outcome {
     let (mut ready, mut fault, mut master) = (None, None, None);
@@ -263,6 +280,13 @@ fn complete(mut spawned: Spawned, reader: OwnedFd) -> Outcome {
             Received::Closed => break,
         }
     }
+    let mut unborn = None;
+    if ready.is_some()
+        && fault.is_none()
+        && let Err((failed, exit)) = born(&mut spawned)
+    {
+        (fault, unborn) = (Some(failed), Some(exit));
+    }
     let mut output = Vec::new();
     let source = master.unwrap_or(reader);
     let mut buffer = [0; 4096];
@@ -274,10 +298,13 @@ fn complete(mut spawned: Spawned, reader: OwnedFd) -> Outcome {
             Ok(count) => output.extend(&buffer[..count]),
         }
     }
-    readable(spawned.pidfd.as_fd());
+    let wait = || {
+        readable(spawned.pidfd.as_fd());
+        process::wait(spawned.pidfd.as_fd()).unwrap()
+    };
     Outcome {
         output: String::from_utf8(output).unwrap(),
-        exit: process::wait(spawned.pidfd.as_fd()).unwrap(),
+        exit: unborn.unwrap_or_else(wait),
         ready,
         fault,
     }
@@ -376,7 +403,7 @@ fn end(spawned: &Spawned) -> Exit {
 }
 
 /// The container runs when it has executed.
-fn start(spawned: &Spawned) {
+fn start(spawned: &mut Spawned) {
     match receive(spawned) {
         Received::Report(Report::Ready(_), _) => {}
         other => panic!("{other:?}"),
@@ -386,6 +413,7 @@ fn start(spawned: &Spawned) {
         Received::Closed => {}
         other => panic!("{other:?}"),
     }
+    born(spawned).unwrap();
 }
 
 fn host_mounts() -> String {

@@ -387,7 +387,7 @@ pub(crate) fn sandbox(input: &SandboxInput<'_>, host: &HostFacts) -> Result<Buil
             },
         },
         root_propagation: MountPropagation::Private,
-        mounts: vec![],
+        mounts: mounts::of_sandbox(input.pod),
         devices: vec![],
         masked_paths: vec![],
         readonly_paths: vec![],

@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::base::container::{Mount, Propagation};
+use crate::base::pod::PodConfig;
 use crate::base::security::NamespaceMode;
 use crate::runtime::plan::{CgroupJoin, MountAttributes, MountPlan, MountPropagation, MountSource};
 use crate::runtime::spec::ContainerInput;
@@ -224,6 +225,20 @@ fn own(input: &ContainerInput<'_>, host: &HostFacts) -> Vec<MountPlan> {
         mounts.push(bind(&format!("/etc/{name}"), path, file));
     }
     mounts
+}
+
+/// Of pause: `/proc` of the pod's PID namespace, for the containers that come to live there (`runtime::init::procfs`).
+pub(super) fn of_sandbox(pod: &PodConfig) -> Vec<MountPlan> {
+    if pod.security.namespaces.pid != NamespaceMode::Pod {
+        return vec![];
+    }
+    let strict = MountAttributes {
+        nosuid: true,
+        nodev: true,
+        noexec: true,
+        ..MountAttributes::default()
+    };
+    vec![filesystem("/proc", "proc", &[], strict)]
 }
 
 /// `/sys`. It shows a network namespace, so that the node's is out of reach of a user namespace: that of the node is bound,

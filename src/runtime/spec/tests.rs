@@ -424,7 +424,15 @@ fn sandboxes() {
     assert_eq!(plan.process.user.additional_groups, [7]);
     assert_eq!(plan.process.oom_score_adj, Some(-998));
     assert!(plan.process.no_new_privs && plan.process.seccomp.is_some());
-    assert!(plan.process.args.is_empty() && plan.mounts.is_empty());
+    assert!(plan.process.args.is_empty());
+    // For the containers that share its PID namespace.
+    let places = |plan: &Plan| {
+        plan.mounts
+            .iter()
+            .map(|mount| mount.target.clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(places(plan), ["/proc"]);
     let shown = serde_json::to_value(&built.spec).unwrap();
     assert_eq!(
         shown["annotations"]["io.kubernetes.cri.container-type"],
@@ -439,8 +447,10 @@ fn sandboxes() {
     let node = World::with(|world| {
         world.pod.security.namespaces.network = NamespaceMode::Node;
         world.pod.security.namespaces.ipc = NamespaceMode::Node;
+        world.pod.security.namespaces.pid = NamespaceMode::Container;
     });
     let plan = node.sandbox().unwrap().plan;
+    assert!(plan.mounts.is_empty());
     assert_eq!(plan.rootfs, Rootfs::Pause { shm_size: 0 });
     assert!(plan.hostname.is_empty() && plan.sysctls.is_empty());
     let group = World::with(|world| world.pod.security.run_as_group = Some(5));

@@ -58,16 +58,35 @@ async fn a_start_that_a_filter_refuses() {
 async fn an_exec_that_a_filter_refuses() {
     let pod = Pod::new().await;
     let id = pod.run("sleep 1000").await;
-    for (command, filter, wanted) in cases() {
-        let mut plan = exec_plan(&[command]);
-        plan.process.seccomp = Some(filter);
-        let done = pod.client.exec_sync(id, &plan, CAP, None);
-        let done = timeout(PATIENCE, done).await.unwrap();
-        let text = crate::base::error::chain(&done.unwrap_err()).to_string();
-        assert!(text.contains(wanted), "{text}, not {wanted}");
+    for no_new_privs in [true, false] {
+        for (command, filter, wanted) in cases() {
+            // What an exec executes is born without a voice, so that no filter can take it.
+            let wanted = match command {
+                MISSING => "execve \"/usr/bin/none\": No such file or directory",
+                _ => wanted,
+            };
+            exec_refused(&pod, id, command, filter, no_new_privs, wanted).await;
+        }
     }
     assert_eq!(pod.exec(id, "echo hi").await.unwrap().stdout, b"hi\n");
     pod.end().await;
+}
+
+async fn exec_refused(
+    pod: &Pod,
+    id: ContainerId,
+    command: &str,
+    filter: SeccompFilter,
+    no_new_privs: bool,
+    wanted: &str,
+) {
+    let mut plan = exec_plan(&[command]);
+    plan.process.seccomp = Some(filter);
+    plan.process.no_new_privs = no_new_privs;
+    let done = pod.client.exec_sync(id, &plan, CAP, None);
+    let done = timeout(PATIENCE, done).await.unwrap();
+    let text = crate::base::error::chain(&done.unwrap_err()).to_string();
+    assert!(text.contains(wanted), "{text}, not {wanted}");
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ async fn a_restart_of_the_daemon_loses_nothing() {
     let other = Stdio::default();
     let plan = pod.plan(process(&["sleep", "1000"]));
     let running = pod.create_with(&plan, other.clone()).await.unwrap();
-    let started = pod.client.start(running).await.unwrap();
+    let (started, pid_started) = pod.client.start(running).await.unwrap();
     let created = pod.create_with(&plan, other).await.unwrap();
     // The daemon dies ...
     let (pid, directory) = (pod.client.pid(), pod.directory.path().to_owned());
@@ -32,7 +32,8 @@ async fn a_restart_of_the_daemon_loses_nothing() {
     assert_eq!((exit.code, find(ending).pid), (9, None));
     assert_eq!(record::read(&directory, ending), Some(exit));
     assert_eq!(find(running).started_at, started);
-    assert!(find(running).pid.is_some() && find(running).exit.is_none());
+    assert_eq!(find(running).pid, Some(pid_started));
+    assert!(find(running).exit.is_none());
     assert_eq!(find(created).started_at, Timestamp(0));
     let expected: Vec<_> = (0..count)
         .map(|i| ("stdout F".to_owned(), format!("line {i}")))

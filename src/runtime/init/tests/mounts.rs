@@ -148,8 +148,8 @@ fn propagation() {
         // Host to container: what is mounted here later is seen there, not the other way round.
         let script = "while ! test -e /v/in/late; do sleep 0.02; done; mount -t tmpfs x /v/in; touch /v/in/mine; ls /v/in";
         let (spawned, reader) = spawn_in(&NO_POD, &with(MountPropagation::Slave, &shared, script));
-        let spawned = spawned.unwrap();
-        start(&spawned);
+        let mut spawned = spawned.unwrap();
+        start(&mut spawned);
         mount(&shared.join("in"), false);
         write(&shared.join("in/late"), "");
         let mut text = String::new();

@@ -207,8 +207,8 @@ fn more_processes_in_a_container() {
         let mut main = plan(&image, "touch /tmp/up; sleep 1000; true");
         main.hostname = "main".to_owned();
         let (spawned, _output) = spawn_in(&NO_POD, &main);
-        let container = spawned.unwrap();
-        start(&container);
+        let mut container = spawned.unwrap();
+        start(&mut container);
         let outcome = execute(
             &container,
             process(
@@ -260,8 +260,8 @@ fn more_processes_in_a_container() {
             ..NO_POD
         };
         assert_eq!(run_in(&pod, &debug).text(), "sh");
-        let fault = spawn_in(&NO_POD, &debug).0.unwrap_err();
-        assert!(fault.to_string().contains("not given"), "{fault}");
+        let refused = run_in(&NO_POD, &debug).refused();
+        assert!(refused.contains("not given"), "{refused}");
         assert_eq!(end(&container), Exit::Signal(9));
         let late = ExecPlan {
             text: None,
@@ -272,14 +272,14 @@ fn more_processes_in_a_container() {
             user: known(0, 0, "/root"),
         };
         let late = memfd::sealed("exec", &late.encode().unwrap()).unwrap();
-        let null = fs::File::open("/dev/null").unwrap();
-        let fault = exec::spawn(ExecRequest {
+        let (reader, writer) = fd::pipe().unwrap();
+        let spawned = exec::spawn(ExecRequest {
             plan: late.as_fd(),
             container: container.pidfd.as_fd(),
-            stdio: [null.as_fd(), null.as_fd(), null.as_fd()],
+            stdio: [writer.as_fd(); 3],
         });
-        assert_eq!(fault.unwrap_err().errno, 3);
-        // The test's own children are still born in its own namespace.
+        drop(writer);
+        assert_eq!(complete(spawned.unwrap(), reader).fault.unwrap().errno, 3);
         assert_eq!(run_in(&NO_POD, &plan(&image, "echo fine")).text(), "fine");
     });
     assert_eq!(host_mounts(), before);

@@ -208,8 +208,8 @@ fn more_processes_and_terminals() {
     in_pod(&image, |pod| {
         let mut main = member(&image, "cat; true");
         main.process.args = ["sleep", "1000"].map(str::to_owned).to_vec();
-        let container = settled(spawn_in(pod, &main).0);
-        start(&container);
+        let mut container = settled(spawn_in(pod, &main).0);
+        start(&mut container);
         let root = Some((FIRST, GROUP));
         let script = "cat /proc/self/uid_map | tr -s ' '; id -u; cat /proc/1/comm; echo x > /made; stat -c %u:%g /made; echo out > /dev/stdout";
         let outcome = execute_as(&container, process(script), known(0, 0, "/root"), root);
