@@ -11,6 +11,7 @@ import argparse
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -81,6 +82,7 @@ def main():
     ap.add_argument("--timeout", type=int, default=3600, help="seconds for the whole node (3600)")
     args = ap.parse_args()
     hack = os.path.join(runtimes.REPO, "hack", "vm")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the payload goes
     if subprocess.run([hack + "/build"], check=False).returncode:
         sys.exit("the node cannot be built")
     with tempfile.TemporaryDirectory(prefix="berth-payload-", dir=registry.cache_dir()) as directory:
