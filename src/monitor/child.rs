@@ -279,6 +279,7 @@ impl Child {
         create::start(control.as_fd())
             .map_err(|error| fault("sendmsg", "control socket", &error))?;
         self.phase = Phase::Starting { asked, deadline };
+        self.look = self.launch.as_ref().map(|_| Instant::now() + LOOK);
         Ok(())
     }
 

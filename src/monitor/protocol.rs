@@ -30,7 +30,7 @@ use crate::base::id::{ContainerId, PodId};
 use crate::runtime::plan::{Fault, IdMappings};
 
 /// Version of this protocol and of the plan. A daemon speaks this one and the one before.
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 /// Largest packet in bytes.
 pub(crate) const MAX_PACKET: usize = 64 * 1024;
 
