@@ -562,7 +562,8 @@ impl<'a> Monitor<'a> {
 static PACKET: std::sync::Mutex<[u8; crate::monitor::protocol::MAX_PACKET]> =
     std::sync::Mutex::new([0; crate::monitor::protocol::MAX_PACKET]);
 
-/// The control socket of a child that has not executed yet.
+/// The control socket of a child that has not executed yet. What a maker says once it was started is heard at its end.
 fn speaking(child: &Child) -> Option<&OwnedFd> {
-    child.control.as_ref()
+    let started = child.is_maker() && matches!(child.phase, Phase::Starting { .. });
+    child.control.as_ref().filter(|_| !started)
 }

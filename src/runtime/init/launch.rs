@@ -29,11 +29,26 @@ const STAGE: &str = "launch";
 /// What a maker keeps until its end.
 #[derive(Debug)]
 pub(super) struct Launch<'a> {
-    /// The PID namespace of what is born.
-    namespace: OwnedFd,
+    /// The PID namespace of what is born, or a pidfd of a process in it.
+    namespace: Namespace<'a>,
     /// This process's mappings, opened while a procfs was in sight.
     maps: OwnedFd,
     shared: &'a Shared,
+}
+
+#[derive(Debug)]
+enum Namespace<'a> {
+    Of(BorrowedFd<'a>),
+    Itself(OwnedFd),
+}
+
+impl AsFd for Namespace<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Of(pidfd) => *pidfd,
+            Self::Itself(namespace) => namespace.as_fd(),
+        }
+    }
 }
 
 /// What a maker leaves for `create::born`: the words of a failure of its exec.
@@ -48,12 +63,16 @@ pub(in crate::runtime) struct Names {
 }
 
 impl<'a> Launch<'a> {
-    /// While the node's `/proc` is in sight. `of`: a pidfd of a process in the PID namespace, or that namespace.
-    pub(super) fn new(of: BorrowedFd<'_>, shared: &'a Shared) -> Result<Self, Fault> {
+    /// While the node's `/proc` is in sight. `of`: a pidfd of a process in the PID namespace.
+    pub(super) fn new(of: BorrowedFd<'a>, shared: &'a Shared) -> Result<Self, Fault> {
+        Self::with(Namespace::Of(of), shared)
+    }
+
+    fn with(namespace: Namespace<'a>, shared: &'a Shared) -> Result<Self, Fault> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let maps = file::openat(CWD, "/proc/self/maps", flags, Mode::empty());
         Ok(Self {
-            namespace: pid_namespace(of)?,
+            namespace,
             maps: maps.context(STAGE, "open", "/proc/self/maps")?,
             shared,
         })
@@ -85,7 +104,8 @@ impl<'a> Launch<'a> {
                 format_args!("{:?}: not given", namespaces.pid),
             )
         };
-        Self::new(of.ok_or_else(missing)?, shared).map(Some)
+        let namespace = pid_namespace(of.ok_or_else(missing)?)?;
+        Self::with(Namespace::Itself(namespace), shared).map(Some)
     }
 
     /// The PID namespace of what is born.
