@@ -10,11 +10,13 @@ use crate::runtime::plan::{Context, Fault, Plan, Report};
 use crate::runtime::tree;
 use crate::sys::exec::Image;
 use crate::sys::file;
+use crate::sys::launch::Shared;
 use crate::sys::poll::{PollFd, PollFlags, poll};
 use crate::sys::process::{self, Exit};
 use crate::sys::{clone, credentials, fd, memfd, signal, socket};
 
 use super::external::{PATH, begin, tell};
+use super::launch::{self, Launch};
 use super::{Step, decode, open_host};
 
 const STAGE: &str = "hook";
@@ -53,6 +55,7 @@ pub(in crate::runtime) fn run(
                 directory: Some(directory.as_fd()),
                 before: &|_, _| Ok(()),
                 helper: Some(process::id()),
+                launch: None,
             };
             match one.run() {
                 Err(fault) if stage == Stage::Create => return Err(fault),
@@ -94,22 +97,36 @@ pub(super) fn before_pivot(hooks: &Hooks, control: BorrowedFd<'_>) -> Result<boo
             directory: Some(bundle.as_fd()),
             before: &|_, _| Ok(()),
             helper: None,
+            launch: None,
         };
         one.run()?;
     }
     Ok(true)
 }
 
-/// The hooks of the container's own namespaces and root, as its user. `before` is done by each before it is executed.
-pub(super) fn before_exec(hooks: &Hooks, before: &Before<'_>) -> Step {
+/// The hooks of the container's own namespaces and root, as its user. `before` is done by each before it is executed. Where
+/// others live in the PID namespace (`launch`) they are born there as the container's process will be, by `as_born`: their
+/// programs are the image's, which must not run outside.
+pub(super) fn before_exec(
+    hooks: &Hooks,
+    before: &Before<'_>,
+    launch: Option<&Launch<'_>>,
+    as_born: &dyn Fn(&Image, &CStr, &Shared) -> Step,
+) -> Step {
     let state = hooks.state("created", Some(process::id()));
     for hook in hooks.at(&[HookPoint::StartContainer]) {
+        let shared = launch.map(|_| Shared::new()).transpose();
+        let shared = shared.context(STAGE, "mmap", "shared page")?;
+        let maker = shared
+            .as_ref()
+            .map(|shared| move |image: &Image, program: &CStr| as_born(image, program, shared));
         let one = Run {
             hook,
             state: &state,
             directory: None,
-            before,
+            before: maker.as_ref().map_or(before, |maker| maker),
             helper: None,
+            launch: launch.zip(shared.as_ref()),
         };
         one.run()?;
     }
@@ -131,6 +148,8 @@ struct Run<'a> {
     /// This process, if it is a helper, which sees all processes: then it ends what a late hook has started. Else that is
     /// in the container's cgroup, and goes with the container.
     helper: Option<u32>,
+    /// The process that `before` is called in is a maker, with these pages: the hook is what it gives birth to.
+    launch: Option<(&'a Launch<'a>, &'a Shared)>,
 }
 
 impl Run<'_> {
@@ -145,6 +164,11 @@ impl Run<'_> {
         let keep: Vec<BorrowedFd<'_>> = [state.as_fd(), writer.as_fd()]
             .into_iter()
             .chain(self.directory)
+            .chain(
+                self.launch
+                    .iter()
+                    .flat_map(|(launch, _)| launch.descriptors()),
+            )
             .collect();
         let child = clone::fork_into(0, &keep, || {
             let set_up = || -> Step {
@@ -174,8 +198,13 @@ impl Run<'_> {
         let child = child.context(STAGE, "clone3", path)?;
         drop(writer);
         let time = self.hook.timeout.map_or(LIMIT, Duration::from_secs);
+        let until = Instant::now() + time.min(LIMIT);
         let mut output = Output::new(reader)?;
-        let Some(exit) = output.wait(child.pidfd.as_fd(), Instant::now() + time.min(LIMIT))? else {
+        let child = match self.launch {
+            None => child,
+            Some((_, shared)) => self.born(&child, shared, &mut output, until)?,
+        };
+        let Some(exit) = output.wait(child.pidfd.as_fd(), until)? else {
             self.end(&child, &others);
             output.read();
             let after = format!(
@@ -196,6 +225,50 @@ impl Run<'_> {
             Exit::Signal(number) => {
                 let how = format!("was killed by signal {number}");
                 Err(told(name, path, &how, &output))
+            }
+        }
+    }
+
+    /// Waits for the end of a maker; what it gave birth to, a child of this process.
+    fn born(
+        &self,
+        maker: &clone::Cloned,
+        shared: &Shared,
+        output: &mut Output,
+        until: Instant,
+    ) -> Result<clone::Cloned, Fault> {
+        let (name, path) = (self.hook.point.name(), &*self.hook.path);
+        let ended = output.wait(maker.pidfd.as_fd(), until)?;
+        if ended.is_none() {
+            let _ended = process::send_signal(maker.pidfd.as_fd(), signal::SIGKILL);
+            let _reaped = process::wait(maker.pidfd.as_fd());
+        }
+        let outcome = match ended {
+            Some(_) => launch::outcome(shared),
+            None => Err(Fault::check(STAGE, "check", "it did not begin in time")),
+        };
+        let child = shared
+            .pid()
+            .map(|pid| process::pidfd_open(pid).map(|pidfd| clone::Cloned { pid, pidfd }));
+        let child = child.transpose().context(STAGE, "pidfd_open", path)?;
+        match (outcome, child) {
+            (Ok(()), Some(child)) => Ok(child),
+            (outcome, child) => {
+                if let Some(child) = child {
+                    let _ended = process::send_signal(child.pidfd.as_fd(), signal::SIGKILL);
+                    let _reaped = process::wait(child.pidfd.as_fd());
+                }
+                output.read();
+                let fault = outcome
+                    .err()
+                    .map(|fault| fault.to_string())
+                    .unwrap_or_default();
+                Err(told(
+                    name,
+                    path,
+                    &format!("did not run: {fault}"),
+                    &output.told(),
+                ))
             }
         }
     }

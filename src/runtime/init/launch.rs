@@ -7,7 +7,7 @@
 //! its exec, pass by a secret in an argument that they do not have (`gate`).
 
 use std::convert::Infallible;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
@@ -116,7 +116,25 @@ impl<'a> Launch<'a> {
     /// Drops what is left of rights, gives birth, and ends. It comes back only where that failed while the control socket
     /// is open.
     pub(super) fn run(
-        self,
+        &self,
+        plan: &ProcessPlan,
+        image: &Image,
+        last: &Capabilities,
+        programs: &[CString],
+    ) -> Result<Infallible, Fault> {
+        self.run_as(self.shared, plan, image, last, programs)
+    }
+
+    /// What a child of this process needs of it to be a maker too.
+    pub(super) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.namespace.as_fd(), self.maps.as_fd()]
+    }
+
+    /// As [`Launch::run`], for a child that this process cloned with [`Launch::descriptors`] and pages of their own: what is
+    /// born is a child of this process. Without a terminal.
+    pub(super) fn run_as(
+        &self,
+        shared: &Shared,
         plan: &ProcessPlan,
         image: &Image,
         last: &Capabilities,
@@ -132,7 +150,12 @@ impl<'a> Launch<'a> {
         let own = own.map(|filter| Filter::new(&filter.instructions));
         let ours = plan.seccomp.as_ref().filter(|_| !plan.no_new_privs);
         let ours = ours.map(|filter| Filter::new(&gated(&filter.instructions, secret)));
-        let names = postcard::to_allocvec(&Names::of(plan));
+        let own_program = std::ptr::eq(shared, self.shared);
+        let names = match programs.first().filter(|_| !own_program) {
+            Some(program) => Names::of_file(program, plan),
+            None => Names::of(plan),
+        };
+        let names = postcard::to_allocvec(&names);
         let names = names.map_err(|error| Fault::check(STAGE, "encode", error))?;
         ns::enter(self.namespace.as_fd(), ns::flag::PID).context(
             STAGE,
@@ -143,24 +166,19 @@ impl<'a> Launch<'a> {
             last.apply()?;
         }
         let prepared = launch::prepare(
-            self.shared,
+            shared,
             &Birth {
                 programs,
                 arguments: image.arguments(),
                 environment: image.environment(),
-                terminal: plan.terminal,
+                terminal: plan.terminal && own_program,
                 filter: own.as_ref().map(|filter| (filter, flags)),
                 secret,
                 maps: self.maps.as_fd(),
             },
         );
         let prepared = prepared.context(STAGE, "prepare", "memory of the process")?;
-        let shared = self.shared;
-        // Closed below, by number.
-        let _closed = (
-            std::mem::ManuallyDrop::new(self.namespace),
-            std::mem::ManuallyDrop::new(self.maps),
-        );
+        // This process leaves by `exit_now`: nobody drops what is closed here.
         fd::close_from(3).context(STAGE, "close_range", "")?;
         shared.leave(&names);
         shared.set_stage(Stage::Confining);
@@ -210,6 +228,14 @@ fn confine_and_go(
 }
 
 impl Names {
+    fn of_file(program: &CStr, plan: &ProcessPlan) -> Self {
+        Self {
+            name: program.to_string_lossy().into_owned(),
+            path: String::new(),
+            filter: plan.seccomp.is_some(),
+        }
+    }
+
     fn of(plan: &ProcessPlan) -> Self {
         const MAX_NAME: usize = 256;
         const MAX_PATH: usize = 2048;

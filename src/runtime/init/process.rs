@@ -10,6 +10,7 @@ use crate::runtime::plan::{Context, Fault, Plan, ProcessPlan, Report, SeccompFil
 use crate::sys::credentials::{self, CAP_SYS_ADMIN};
 use crate::sys::exec::Image;
 use crate::sys::file::{self, FileType, Make, Mode, OFlags, Uid, makedev};
+use crate::sys::launch::Shared;
 use crate::sys::pty::{self, Pty};
 use crate::sys::seccomp::{self, Call};
 use crate::sys::{fd, scheduling, signal, socket};
@@ -187,9 +188,17 @@ impl Ending<'_> {
         let confine = |image: &Image, program: &CStr| confine(plan, last.as_ref(), image, program);
         if let Some(hooks) = self.hooks {
             // Each is confined as the program will be: this process could not clone any more once it is.
-            hooks::before_exec(hooks, &confine)?;
+            let as_born = |image: &Image, program: &CStr, shared: &Shared| -> Step {
+                if let (Some(launch), Some(last)) = (&self.launch, &last) {
+                    let programs = [program.to_owned()];
+                    let never = launch.run_as(shared, plan, image, last, &programs)?;
+                    match never {}
+                }
+                confine(image, program)
+            };
+            hooks::before_exec(hooks, &confine, self.launch.as_ref(), &as_born)?;
         }
-        if let (Some(launch), Some(last)) = (self.launch, &last) {
+        if let (Some(launch), Some(last)) = (&self.launch, &last) {
             let never = launch.run(plan, &image, last, &candidates)?;
             match never {}
         }

@@ -293,3 +293,54 @@ fn in_a_pod_with_a_user_namespace() {
         );
     });
 }
+
+/// What a hook inside executes is the image's: it must not run where it could signal the node's processes.
+#[test]
+fn hooks_inside_are_born_where_the_container_lives() {
+    let image = Image::new();
+    in_forked_child(|| {
+        let network = ns::new_netns().unwrap();
+        let pod = Pod {
+            network: Some(&network),
+            ..NO_POD
+        };
+        let (pause, _output) = spawn_in(&pod, &sandbox(&image, NamespaceSource::New));
+        let pause = pause.unwrap();
+        assert!(matches!(receive(&pause), Received::Closed), "pause runs");
+        let pod = Pod {
+            pause: Some(&pause),
+            ..NO_POD
+        };
+        let with = |hooks: Vec<Hook>| {
+            let mut member = plan(&image, "cat /tmp/said; echo $$");
+            member.namespaces.pid = NamespaceSource::Pod;
+            with_hooks(&image, &mut member, hooks);
+            member
+        };
+        let says =
+            "cat > /tmp/state; echo $$ $(cat /proc/1/comm) $(ls /proc/self/fd | wc -l) > /tmp/said";
+        let outcome = run_in(&pod, &with(vec![hook(HookPoint::StartContainer, says)]));
+        // Pause is 1, the hook 2; the shell of the pipe, cat, ls and wc come before the container. ls has the directory open.
+        let lines: Vec<&str> = outcome.text().lines().collect();
+        assert!(lines[0].starts_with("2 pause 4"), "{lines:?}");
+        assert!(lines[1].parse::<u32>().unwrap() < 20, "{lines:?}");
+        let mut late = hook(HookPoint::StartContainer, "echo oh; sleep 60");
+        late.timeout = Some(1);
+        let mut gone = hook(HookPoint::StartContainer, "true");
+        gone.path = "/bin/gone".to_owned();
+        for (hook, wanted) in [
+            (
+                hook(HookPoint::StartContainer, "echo oh; exit 3"),
+                "exited with 3; it wrote: oh",
+            ),
+            (late, "did not end within 1 s and was killed; it wrote: oh"),
+            (gone, "execve \"/bin/gone\": No such file or directory"),
+        ] {
+            let refused = run_in(&pod, &with(vec![hook])).refused();
+            assert!(refused.contains(wanted), "{refused}, not {wanted}");
+        }
+        process::send_signal(pause.pidfd.as_fd(), signal::SIGTERM).unwrap();
+        readable(pause.pidfd.as_fd());
+        assert_eq!(process::wait(pause.pidfd.as_fd()).unwrap(), Exit::Code(0));
+    });
+}
