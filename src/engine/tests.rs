@@ -224,12 +224,17 @@ impl Node {
                 .list_containers(&ContainerFilter::default())
                 .is_empty()
         );
+        // What is removed, is beside everything else, and not any more once the daemon ends.
+        let trash = self.path("root/trash");
+        until("trash is left", || {
+            fs::read_dir(&trash).into_iter().flatten().next().is_none()
+        })
+        .await;
         assert_eq!(engine.core().tasks.shutdown(PATIENCE).await, 0);
         engine.shutdown().await;
         for place in [
             "root/containers",
             "root/pods",
-            "root/trash",
             "state/pods",
             "state/network/leases",
         ] {

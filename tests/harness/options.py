@@ -82,6 +82,10 @@ def session(args, steps):
 
 
 def _end(runtime, baseline, factor):
+    # Trash is emptied beside everything else, and not any more once the daemon ends.
+    trash, until = os.path.join(runtime.root, "trash"), time.monotonic() + 10 * factor
+    while os.path.isdir(trash) and os.listdir(trash) and time.monotonic() < until:
+        time.sleep(0.05)
     code = runtime.stop()
     report.expect(code == 0, f"{runtime.name} ended with {code}")
     end = time.monotonic() + 10 * factor

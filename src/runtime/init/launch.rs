@@ -29,26 +29,11 @@ const STAGE: &str = "launch";
 /// What a maker keeps until its end.
 #[derive(Debug)]
 pub(super) struct Launch<'a> {
-    /// The PID namespace of what is born, or a pidfd of a process in it.
-    namespace: Namespace<'a>,
+    /// The PID namespace of what is born. Itself, for by a pidfd it could be entered only by who may trace that process.
+    namespace: OwnedFd,
     /// This process's mappings, opened while a procfs was in sight.
     maps: OwnedFd,
     shared: &'a Shared,
-}
-
-#[derive(Debug)]
-enum Namespace<'a> {
-    Of(BorrowedFd<'a>),
-    Itself(OwnedFd),
-}
-
-impl AsFd for Namespace<'_> {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Of(pidfd) => *pidfd,
-            Self::Itself(namespace) => namespace.as_fd(),
-        }
-    }
 }
 
 /// What a maker leaves for `create::born`: the words of a failure of its exec.
@@ -63,16 +48,12 @@ pub(in crate::runtime) struct Names {
 }
 
 impl<'a> Launch<'a> {
-    /// While the node's `/proc` is in sight. `of`: a pidfd of a process in the PID namespace.
-    pub(super) fn new(of: BorrowedFd<'a>, shared: &'a Shared) -> Result<Self, Fault> {
-        Self::with(Namespace::Of(of), shared)
-    }
-
-    fn with(namespace: Namespace<'a>, shared: &'a Shared) -> Result<Self, Fault> {
+    /// While the node's `/proc` is in sight. `of`: a pidfd of a process in the PID namespace, or that namespace.
+    pub(super) fn new(of: BorrowedFd<'_>, shared: &'a Shared) -> Result<Self, Fault> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let maps = file::openat(CWD, "/proc/self/maps", flags, Mode::empty());
         Ok(Self {
-            namespace,
+            namespace: pid_namespace(of)?,
             maps: maps.context(STAGE, "open", "/proc/self/maps")?,
             shared,
         })
@@ -104,8 +85,7 @@ impl<'a> Launch<'a> {
                 format_args!("{:?}: not given", namespaces.pid),
             )
         };
-        let namespace = pid_namespace(of.ok_or_else(missing)?)?;
-        Self::with(Namespace::Itself(namespace), shared).map(Some)
+        Self::new(of.ok_or_else(missing)?, shared).map(Some)
     }
 
     /// The PID namespace of what is born.
