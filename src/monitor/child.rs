@@ -333,11 +333,14 @@ impl Child {
         let Some(launch) = &self.launch else {
             return Ok(None);
         };
-        if let Err(fault) = create::born(launch) {
-            // The maker was killed: what it gave birth to goes with it.
-            self.kill();
-            return Err(fault);
-        }
+        let late = match create::born(launch) {
+            Ok(late) => late,
+            Err(fault) => {
+                // The maker was killed: what it gave birth to goes with it.
+                self.kill();
+                return Err(fault);
+            }
+        };
         match (self.born, launch.pid()) {
             (Some((exit, false)), _) => Err(not_ready(exit)),
             (Some((exit, true)), pid) => {
@@ -352,6 +355,12 @@ impl Child {
                     pidfd.map_err(|error| fault("pidfd_open", &pid.to_string(), &error))?;
                 if !came_through(self.pidfd.as_fd(), pid) {
                     return Err(check("the process ended before it executed its program"));
+                }
+                if let Some(late) = late
+                    && let Err(fault) = create::finish(pid, &late)
+                {
+                    self.kill();
+                    return Err(fault);
                 }
                 self.pid = pid;
                 self.launch = None;

@@ -26,7 +26,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use crate::runtime::init;
-use crate::runtime::plan::{Context, Fault, NamespaceSource, Preamble, Report};
+use crate::runtime::plan::{Context, Fault, NamespaceSource, Preamble, Report, Tuning};
 use crate::sys::file::{self, Mode, OFlags};
 use crate::sys::launch::Shared;
 use crate::sys::{clone, credentials, memfd, ns, socket};
@@ -120,12 +120,21 @@ pub(super) fn shared() -> Result<Shared, Fault> {
     Shared::new().context("clone", "mmap", "shared page")
 }
 
-/// What became of a process that was to be born; its maker has been reaped. `Ok`: it executed, or somebody ended it.
+/// What became of a process that was to be born; its maker has been reaped. `Ok`: it executed, or somebody ended it; what is
+/// still to be set on it ([`finish`]).
 ///
 /// # Errors
 /// Why it did not execute.
-pub(crate) fn born(launch: &Shared) -> Result<(), Fault> {
+pub(crate) fn born(launch: &Shared) -> Result<Option<Tuning>, Fault> {
     init::launch::outcome(launch)
+}
+
+/// Sets on a process that was born what no fork passes on.
+///
+/// # Errors
+/// The number of `sched_setattr(2)`.
+pub(crate) fn finish(pid: u32, late: &Tuning) -> Result<(), Fault> {
+    init::launch::finish(pid, late)
 }
 
 /// Reads the front of an encoded plan.

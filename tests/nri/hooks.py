@@ -83,6 +83,10 @@ def _inside(script):
     return {"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"]}
 
 
+# A PID namespace of its own, as kubelet's containers have it: there a hook inside knows the container's number.
+OWN_PID = {"linux": {"security_context": {"namespace_options": {"pid": 1}}}}
+
+
 def order(w, steps, h):
     with steps.step("all six points, in order, with what each is to see"):
         script = h.adjust(**{p: {} for p in POINTS if p != "start_container"})
@@ -93,7 +97,7 @@ def order(w, steps, h):
         hooks["start_container"] = [_inside("cat > /started; id -u >> /started; readlink /hooked >> /started"), bare]
         with plugin(w, script=script):
             pod = w.pod("hooked")
-            container = w.create(pod)
+            container = w.create(pod, **OWN_PID)
             expect([p["point"] for p in h.seen()] == ["prestart", "create_runtime", "create_container"], "at create")
             w.c("start", container)
             expect(h.points() == ["poststart"], "at start")
@@ -114,7 +118,7 @@ def order(w, steps, h):
         script = h.adjust(**{p: {} for p in POINTS if p != "start_container"})
         with plugin(w, script=script):
             pod = w.pod("hooked")
-            container = w.started(pod, annotations={"own": "noted", "quote": 'a "b"'},
+            container = w.started(pod, **OWN_PID, annotations={"own": "noted", "quote": 'a "b"'},
                                   envs=[{"key": "LD_PRELOAD", "value": "./evil.so"}])
             pid = w.c.json("inspect", container)["info"]["pid"]
             inside = inner(pid)

@@ -75,8 +75,12 @@ pub(in crate::runtime) fn run(
 }
 
 /// What is between the mounts and the pivot: the monitor has the hooks of its namespaces run, then those of the container's
-/// run here. `false`: the monitor is gone.
-pub(super) fn before_pivot(hooks: &Hooks, control: BorrowedFd<'_>) -> Result<bool, Fault> {
+/// run here. `unborn`: see [`pid_inside`]. `false`: the monitor is gone.
+pub(super) fn before_pivot(
+    hooks: &Hooks,
+    control: BorrowedFd<'_>,
+    unborn: bool,
+) -> Result<bool, Fault> {
     if hooks.at(Stage::Create.points()).next().is_some() {
         let packet = postcard::to_allocvec(&Report::Mounted);
         let packet = packet.map_err(|error| Fault::check(STAGE, "encode", error))?;
@@ -86,7 +90,7 @@ pub(super) fn before_pivot(hooks: &Hooks, control: BorrowedFd<'_>) -> Result<boo
             return Ok(false);
         }
     }
-    let state = hooks.state("creating", Some(process::id()));
+    let state = hooks.state("creating", Some(pid_inside(unborn)));
     // Not in the root, where runc has them begin: what is there is the image's, and a program may look for its libraries
     // in its directory.
     let bundle = open_host(&hooks.bundle, STAGE)?;
@@ -104,6 +108,12 @@ pub(super) fn before_pivot(hooks: &Hooks, control: BorrowedFd<'_>) -> Result<boo
     Ok(true)
 }
 
+/// Number of the container's process as the container sees it (OCI runtime-spec, state, `pid`); 0 as long as it is not born
+/// there.
+fn pid_inside(unborn: bool) -> u32 {
+    if unborn { 0 } else { process::id() }
+}
+
 /// The hooks of the container's own namespaces and root, as its user. `before` is done by each before it is executed. Where
 /// others live in the PID namespace (`launch`) they are born there as the container's process will be, by `as_born`: their
 /// programs are the image's, which must not run outside.
@@ -113,7 +123,7 @@ pub(super) fn before_exec(
     launch: Option<&Launch<'_>>,
     as_born: &dyn Fn(&Image, &CStr, &Shared) -> Step,
 ) -> Step {
-    let state = hooks.state("created", Some(process::id()));
+    let state = hooks.state("created", Some(pid_inside(launch.is_some())));
     for hook in hooks.at(&[HookPoint::StartContainer]) {
         let shared = launch.map(|_| Shared::new()).transpose();
         let shared = shared.context(STAGE, "mmap", "shared page")?;
@@ -252,7 +262,7 @@ impl Run<'_> {
             .map(|pid| process::pidfd_open(pid).map(|pidfd| clone::Cloned { pid, pidfd }));
         let child = child.transpose().context(STAGE, "pidfd_open", path)?;
         match (outcome, child) {
-            (Ok(()), Some(child)) => Ok(child),
+            (Ok(_hooks_have_none), Some(child)) => Ok(child),
             (outcome, child) => {
                 if let Some(child) = child {
                     let _ended = process::send_signal(child.pidfd.as_fd(), signal::SIGKILL);

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 
 use crate::runtime::create::CreateRequest;
-use crate::runtime::plan::{Context, Fault, NamespaceSource, Namespaces, ProcessPlan};
+use crate::runtime::plan::{Context, Fault, NamespaceSource, Namespaces, ProcessPlan, Tuning};
 use crate::sys::exec::Image;
 use crate::sys::file::{self, CWD, Mode, OFlags};
 use crate::sys::launch::{self, Birth, GATED, Prepared, Shared, Stage};
@@ -34,6 +34,8 @@ pub(super) struct Launch<'a> {
     /// This process's mappings, opened while a procfs was in sight.
     maps: OwnedFd,
     shared: &'a Shared,
+    /// What the born process is given when it has executed.
+    late: Option<Tuning>,
 }
 
 /// What a maker leaves for `create::born`: the words of a failure of its exec.
@@ -43,8 +45,8 @@ pub(in crate::runtime) struct Names {
     pub(in crate::runtime) name: String,
     /// Where it is looked for; empty: it is a path.
     pub(in crate::runtime) path: String,
-    /// A filter was to be installed.
-    pub(in crate::runtime) filter: bool,
+    /// What is still to be set.
+    pub(in crate::runtime) late: Option<Tuning>,
 }
 
 impl<'a> Launch<'a> {
@@ -56,7 +58,13 @@ impl<'a> Launch<'a> {
             namespace: pid_namespace(of)?,
             maps: maps.context(STAGE, "open", "/proc/self/maps")?,
             shared,
+            late: None,
         })
+    }
+
+    /// Keeps what no fork passes on for the born process.
+    pub(super) fn hold_back(&mut self, tuning: &mut Tuning) {
+        self.late = process::take_late(tuning);
     }
 
     /// As [`Launch::new`], of a plan; absent: nobody else lives in its PID namespace.
@@ -132,8 +140,11 @@ impl<'a> Launch<'a> {
         let ours = ours.map(|filter| Filter::new(&gated(&filter.instructions, secret)));
         let own_program = std::ptr::eq(shared, self.shared);
         let names = match programs.first().filter(|_| !own_program) {
-            Some(program) => Names::of_file(program, plan),
-            None => Names::of(plan),
+            Some(program) => Names::of_file(program),
+            None => Names {
+                late: self.late.clone(),
+                ..Names::of(plan)
+            },
         };
         let names = postcard::to_allocvec(&names);
         let names = names.map_err(|error| Fault::check(STAGE, "encode", error))?;
@@ -208,11 +219,11 @@ fn confine_and_go(
 }
 
 impl Names {
-    fn of_file(program: &CStr, plan: &ProcessPlan) -> Self {
+    fn of_file(program: &CStr) -> Self {
         Self {
             name: program.to_string_lossy().into_owned(),
             path: String::new(),
-            filter: plan.seccomp.is_some(),
+            late: None,
         }
     }
 
@@ -228,7 +239,7 @@ impl Names {
         Self {
             name: cut(name, MAX_NAME),
             path: cut(&path, MAX_PATH),
-            filter: plan.seccomp.is_some(),
+            late: None,
         }
     }
 }
@@ -298,18 +309,18 @@ fn gated(program: &[Instruction], secret: u64) -> Vec<Instruction> {
     gate
 }
 
-/// What became of a process whose maker has ended: `Ok`: it executed its program, or was ended by somebody else.
+/// What became of a process whose maker has ended. `Ok`: it executed its program, or was ended by somebody else; what is still
+/// to be set on it ([`finish`]).
 ///
 /// # Errors
 /// Why it did not.
-pub(in crate::runtime) fn outcome(shared: &Shared) -> Step {
+pub(in crate::runtime) fn outcome(shared: &Shared) -> Result<Option<Tuning>, Fault> {
     let note = shared.note();
     match shared.stage() {
-        Stage::Early => Err(Fault::check(
-            STAGE,
-            "check",
-            "the process ended before it was ready",
-        )),
+        Stage::Early => {
+            let what = "the process ended before it was ready";
+            Err(Fault::check(STAGE, "check", what))
+        }
         Stage::Failed => Err(postcard::from_bytes(&note)
             .unwrap_or_else(|error| Fault::check(STAGE, "decode", error))),
         Stage::Confining => {
@@ -317,14 +328,22 @@ pub(in crate::runtime) fn outcome(shared: &Shared) -> Step {
             Err(Fault::check("seccomp", "check", what))
         }
         Stage::Over => {
-            let Some(failure) = shared.failure() else {
-                return Ok(());
-            };
             let names: Names = postcard::from_bytes(&note)
                 .map_err(|error| Fault::check(STAGE, "decode", error))?;
-            Err(names.fault(failure, shared.present()))
+            match shared.failure() {
+                Some(failure) => Err(names.fault(failure, shared.present())),
+                None => Ok(names.late),
+            }
         }
     }
+}
+
+/// Sets what no fork passes on.
+///
+/// # Errors
+/// The number of `sched_setattr(2)`.
+pub(in crate::runtime) fn finish(pid: u32, late: &Tuning) -> Step {
+    process::set_priorities(pid, late)
 }
 
 impl Names {

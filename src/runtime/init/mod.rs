@@ -132,13 +132,16 @@ fn follow(
     shared: Option<&Shared>,
 ) -> Result<process::Abandoned, Fault> {
     fd::set_standard(request.stdio).context("stdio", "dup2", "standard streams")?;
-    let plan: Plan = decode(request.plan)?;
+    let mut plan: Plan = decode(request.plan)?;
     file::set_umask(0);
     join::cgroups(&plan.cgroup, joined)?;
     join::groups(&plan.process.resctrl)?;
     process::set_oom_score(&plan.process)?;
     let owner = request.user.zip(plan.namespaces.root());
-    let launch = Launch::of_plan(&plan.namespaces, request, shared)?;
+    let mut launch = Launch::of_plan(&plan.namespaces, request, shared)?;
+    if let Some(launch) = &mut launch {
+        launch.hold_back(&mut plan.process.tuning);
+    }
     join::existing(&plan.namespaces, request)?;
     let shm = take_pod_shm(&plan, request)?;
     let (mut proc, mut proc_of_others) = (None, None);
@@ -239,7 +242,7 @@ impl Inside<'_> {
         mounts::attach_all(plan, &mut self.host, root.fd.as_fd())?;
         devices::make(plan, root.fd.as_fd(), self.host.devices)?;
         if let Some(hooks) = &plan.hooks {
-            if !hooks::before_pivot(hooks, control)? {
+            if !hooks::before_pivot(hooks, control, self.launch.is_some())? {
                 return Ok(process::Abandoned);
             }
             rootfs::pivot(root.fd.as_fd())?;
@@ -289,14 +292,15 @@ fn follow_exec(
     shared: Option<&Shared>,
 ) -> Result<process::Abandoned, Fault> {
     fd::set_standard(request.stdio).context("stdio", "dup2", "standard streams")?;
-    let plan: ExecPlan = decode(request.plan)?;
+    let mut plan: ExecPlan = decode(request.plan)?;
     file::set_umask(0);
     join::cgroups(&plan.cgroup, joined)?;
     join::groups(&plan.process.resctrl)?;
     process::stay_on(0, plan.cpu)?;
     process::set_oom_score(&plan.process)?;
     let missing = || Fault::check("launch", "shared page", "not given");
-    let launch = Launch::new(request.container, shared.ok_or_else(missing)?)?;
+    let mut launch = Launch::new(request.container, shared.ok_or_else(missing)?)?;
+    launch.hold_back(&mut plan.process.tuning);
     // The node's, and while it is in sight: in a user namespace no other of this PID namespace could be mounted.
     let proc = if plan.process.apparmor.is_empty() && plan.process.selinux.is_empty() {
         ProcFs(None)

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use crate::base::container::ProcessUser;
 use crate::runtime::hooks::Hooks;
-use crate::runtime::plan::{Context, Fault, Plan, ProcessPlan, Report, SeccompFilter, Tuning};
+use crate::runtime::plan::{
+    Context, Fault, Plan, ProcessPlan, Report, SchedulerPlan, SeccompFilter, Tuning,
+};
 use crate::sys::credentials::{self, CAP_SYS_ADMIN};
 use crate::sys::exec::Image;
 use crate::sys::file::{self, FileType, Make, Mode, OFlags, Uid, makedev};
@@ -300,6 +302,26 @@ fn tune(tuning: &Tuning) -> Step {
         "set_mempolicy",
         format_args!("{policy:?}"),
     )
+}
+
+/// Takes out of a tuning what does not outlast a fork: it is to be set once more on the process that is born.
+pub(super) fn take_late(tuning: &mut Tuning) -> Option<Tuning> {
+    const DEADLINE: u32 = 6;
+    const RESET_ON_FORK: u64 = 1;
+    let scheduler = tuning.scheduler?;
+    if scheduler.policy == DEADLINE {
+        // Who has it cannot fork at all.
+        tuning.scheduler = None;
+    } else if scheduler.flags & RESET_ON_FORK != 0 {
+        let flags = scheduler.flags & !RESET_ON_FORK;
+        tuning.scheduler = Some(SchedulerPlan { flags, ..scheduler });
+    } else {
+        return None;
+    }
+    Some(Tuning {
+        scheduler: Some(scheduler),
+        ..Tuning::default()
+    })
 }
 
 /// Those of another process, which has one thread or is to go on with its first; `pid` 0: of this one.

@@ -255,10 +255,13 @@ fn born(spawned: &mut Spawned) -> Result<(), (Fault, Exit)> {
     };
     readable(spawned.pidfd.as_fd());
     let exit = process::wait(spawned.pidfd.as_fd()).unwrap();
-    if let Err(fault) = create::born(&launch) {
-        // The first process of its namespace would wait for it at its own end.
-        let _ended = launch.pid().map(process::reap);
-        return Err((fault, exit));
+    match create::born(&launch) {
+        Ok(late) => assert_eq!(late, None),
+        Err(fault) => {
+            // The first process of its namespace would wait for it at its own end.
+            let _ended = launch.pid().map(process::reap);
+            return Err((fault, exit));
+        }
     }
     spawned.pid = launch.pid().unwrap();
     spawned.pidfd = process::pidfd_open(spawned.pid).unwrap();
