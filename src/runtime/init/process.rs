@@ -128,17 +128,21 @@ pub(super) fn reopen_null(root: BorrowedFd<'_>) -> Step {
 fn own_null(root: BorrowedFd<'_>, read: bool) -> Result<OwnedFd, Fault> {
     const STAGE: &str = "stdio";
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let null = match file::open_in(root, Path::new("/dev/null"), flags, Mode::empty()) {
-        Err(error) if read && error.kind() == std::io::ErrorKind::NotFound => {
-            let (reader, _closed_here) = fd::pipe().context(STAGE, "pipe2", "stdin")?;
-            return Ok(reader);
-        }
-        other => other.context(STAGE, "openat2", "/dev/null of the container")?,
-    };
-    if !is_null(null.as_fd())? {
-        let what = "/dev/null of the container is another file";
-        return Err(Fault::check(STAGE, "check", what));
+    let null = file::open_in(root, Path::new("/dev/null"), flags, Mode::empty());
+    let null = null.context(STAGE, "openat2", "/dev/null of the container");
+    let null = null.and_then(|null| match is_null(null.as_fd())? {
+        true => Ok(null),
+        false => Err(Fault::check(
+            STAGE,
+            "check",
+            "the container's /dev/null is another file",
+        )),
+    });
+    if null.is_err() && read {
+        let (reader, _closed_here) = fd::pipe().context(STAGE, "pipe2", "stdin")?;
+        return Ok(reader);
     }
+    let null = null?;
     fd::set_nonblocking(null.as_fd(), false).context(STAGE, "fcntl", "O_NONBLOCK")?;
     Ok(null)
 }
