@@ -144,7 +144,7 @@ fn follow(
     }
     join::existing(&plan.namespaces, request)?;
     let shm = take_pod_shm(&plan, request)?;
-    let (mut proc, mut proc_of_others) = (None, None);
+    let (mut proc, mut proc_of_others) = (None, Vec::new());
     if let Some(launch) = &launch {
         proc = Some(ProcFs::for_plan(&plan)?);
         proc_of_others = procfs::of_others(&plan, request, launch.namespace())?;

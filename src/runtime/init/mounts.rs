@@ -39,8 +39,8 @@ pub(super) struct Host {
     volumes: Vec<Option<OwnedFd>>,
     /// In a user namespace, where none can be made: a copy of each device of the plan.
     pub(super) devices: Option<Vec<OwnedFd>>,
-    /// Where others live in the PID namespace: a procfs of that.
-    pub(super) proc: Option<OwnedFd>,
+    /// Where others live in the PID namespace: a procfs of that for each of the plan.
+    pub(super) proc: Vec<OwnedFd>,
 }
 
 enum Source {
@@ -85,19 +85,20 @@ impl Host {
             sources,
             volumes: volumes.collect::<Result<_, _>>()?,
             devices: user.map(|_| super::devices::copies(plan)).transpose()?,
-            proc: None,
+            proc: Vec::new(),
         })
     }
 
     /// Mounts procfs and sysfs, attached nowhere, while those of the node are in sight.
     pub(super) fn mount_kernel_filesystems(&mut self, plan: &Plan) -> Step {
+        let mut others = std::mem::take(&mut self.proc).into_iter().peekable();
         for (mount, source) in plan.mounts.iter().zip(&mut self.sources) {
             if let MountSource::Filesystem { kind, options } = &mount.source
                 && matches!(kind.as_str(), "proc" | "sysfs")
             {
-                *source = Source::Tree(match &self.proc {
-                    Some(proc) if kind == "proc" => proc_of_others(mount, options, proc.as_fd())?,
-                    _ => new_filesystem(mount, kind, options, "")?,
+                *source = Source::Tree(match others.next_if(|_| kind == "proc") {
+                    Some(proc) => dressed_procfs(mount, options, proc)?,
+                    None => new_filesystem(mount, kind, options, "")?,
                 });
             }
         }
@@ -460,21 +461,19 @@ pub(super) fn set_options(
     Ok(())
 }
 
-/// A mount of its own of a procfs that was made elsewhere.
-fn proc_of_others(
+/// A procfs that was made elsewhere, with the attributes of its mount.
+fn dressed_procfs(
     plan: &MountPlan,
     options: &[(String, String)],
-    proc: BorrowedFd<'_>,
+    proc: OwnedFd,
 ) -> Result<OwnedFd, Fault> {
-    let copy = mount::copy_tree(proc, Path::new(mount::SELF), false);
-    let copy = copy.context(STAGE, "open_tree", "procfs")?;
     let change = Change {
         set: attributes_with(plan.attributes, options),
         propagation: propagation::PRIVATE,
         ..Change::default()
     };
-    mount::change(copy.as_fd(), &change).context(STAGE, "mount_setattr", "procfs")?;
-    Ok(copy)
+    mount::change(proc.as_fd(), &change).context(STAGE, "mount_setattr", "procfs")?;
+    Ok(proc)
 }
 
 /// Gives a file of a filesystem of ours a SELinux label, unless that is empty.

@@ -17,37 +17,40 @@ use super::join;
 const STAGE: &str = "mount";
 const EINVAL: i32 = 22;
 
-/// A detached procfs of `namespace`, if the plan mounts one: its attributes are those of this mount, its options the plan's.
+/// A detached procfs of `namespace` for each that the plan mounts, in its order. Attributes are left to the caller.
 pub(super) fn of_others(
     plan: &Plan,
     request: &CreateRequest<'_>,
     namespace: BorrowedFd<'_>,
-) -> Result<Option<OwnedFd>, Fault> {
-    let options = plan.mounts.iter().find_map(|mount| match &mount.source {
+) -> Result<Vec<OwnedFd>, Fault> {
+    let wanted = plan.mounts.iter().filter_map(|mount| match &mount.source {
         MountSource::Filesystem { kind, options } if kind == "proc" => Some(options),
         _ => None,
     });
-    let Some(options) = options else {
-        return Ok(None);
-    };
+    wanted
+        .map(|options| one(plan, request, namespace, options))
+        .collect()
+}
+
+fn one(
+    plan: &Plan,
+    request: &CreateRequest<'_>,
+    namespace: BorrowedFd<'_>,
+    options: &[(String, String)],
+) -> Result<OwnedFd, Fault> {
     let filesystem = Filesystem::open("proc").context(STAGE, "fsopen", "proc")?;
     match filesystem.set_descriptor("pidns", namespace) {
         Ok(()) => {
             super::mounts::set_options(&filesystem, "proc", options)?;
-            let mounted =
-                filesystem
-                    .mount(0)
-                    .context(STAGE, "fsmount", "proc of a PID namespace")?;
-            return Ok(Some(mounted));
+            let mounted = filesystem.mount(0);
+            return mounted.context(STAGE, "fsmount", "proc of a PID namespace");
         }
         Err(error) if error.raw_os_error() == Some(EINVAL) => {}
         Err(error) => return Err(Fault::call(STAGE, "fsconfig", "proc pidns", &error)),
     }
     if let Some((key, value)) = super::mounts::own_options(options).next() {
-        let what = format_args!(
-            "proc {key}={value}: an option of a procfs that others have needs Linux 6.18"
-        )
-        .to_string();
+        let needs = "an option of a procfs that others have needs Linux 6.18";
+        let what = format_args!("proc {key}={value}: {needs}").to_string();
         return Err(Fault::check(STAGE, "fsconfig", what));
     }
     let (whose, name) = match &plan.namespaces.pid {
@@ -58,18 +61,14 @@ pub(super) fn of_others(
             return Err(Fault::check(STAGE, "proc", what));
         }
     };
-    let whose =
-        whose.ok_or_else(|| Fault::check(STAGE, "proc", format_args!("{name}: not given")))?;
+    let not_given = || Fault::check(STAGE, "proc", format_args!("{name}: not given"));
+    let whose = whose.ok_or_else(not_given)?;
     let copied = join::visit_mounts(whose, "procfs of its PID namespace", || copy(namespace))?;
-    copied
-        .ok_or_else(|| {
-            Fault::check(
-                STAGE,
-                "proc",
-                format_args!("{name} has no procfs of its PID namespace at /proc"),
-            )
-        })
-        .map(Some)
+    let none = || {
+        let what = format_args!("{name} has no procfs of its PID namespace at /proc").to_string();
+        Fault::check(STAGE, "proc", what)
+    };
+    copied.ok_or_else(none)
 }
 
 /// For pause: a procfs of its PID namespace, for the containers that come to live there; none where the kernel can make it
