@@ -79,7 +79,7 @@ def main():
     ap.add_argument("--runtime", choices=sorted(runtimes.RUNTIMES), default="berth")
     ap.add_argument("--only", help="parts of the named steps, as their suites name them")
     ap.add_argument("--artifacts", help="a directory for what the steps leave in /artifacts")
-    ap.add_argument("--timeout", type=int, default=3600, help="seconds for the whole node (3600)")
+    ap.add_argument("--timeout", type=int, default=4000, help="seconds for the whole node (4000)")
     args = ap.parse_args()
     hack = os.path.join(runtimes.REPO, "hack", "vm")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the payload goes
