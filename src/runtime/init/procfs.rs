@@ -11,6 +11,7 @@ use crate::runtime::create::CreateRequest;
 use crate::runtime::plan::{Context, Fault, MountSource, NamespaceSource, Plan};
 use crate::sys::file::{self, Mode, OFlags, PROC_SUPER_MAGIC};
 use crate::sys::mount::{self, Filesystem, attribute};
+use crate::sys::process;
 
 use super::join;
 
@@ -53,13 +54,17 @@ fn one(
         let what = format_args!("proc {key}={value}: {needs}").to_string();
         return Err(Fault::check(STAGE, "fsconfig", what));
     }
+    let named = match &plan.namespaces.pid {
+        NamespaceSource::Path(path) => named(path)?,
+        _ => None,
+    };
     let (whose, name) = match &plan.namespaces.pid {
         NamespaceSource::Pod => (request.pause, "the pod's pause"),
         NamespaceSource::Container(_) => (request.target, "the target container"),
-        _ => {
-            let what = "of a PID namespace that is named by its file: needs Linux 6.18";
-            return Err(Fault::check(STAGE, "proc", what));
-        }
+        _ => (
+            named.as_ref().map(OwnedFd::as_fd),
+            "a process of its path (before Linux 6.18 it must be /proc/PID/ns/pid)",
+        ),
     };
     let not_given = || Fault::check(STAGE, "proc", format_args!("{name}: not given"));
     let whose = whose.ok_or_else(not_given)?;
@@ -69,6 +74,14 @@ fn one(
         Fault::check(STAGE, "proc", what)
     };
     copied.ok_or_else(none)
+}
+
+/// The process whose namespace a path of procfs is. What is found with it is believed only if it is of that namespace.
+fn named(path: &Path) -> Result<Option<OwnedFd>, Fault> {
+    let text = path.to_str().and_then(|text| text.strip_prefix("/proc/"));
+    let pid = text.and_then(|text| text.strip_suffix("/ns/pid")?.parse().ok());
+    let open = |pid| process::pidfd_open(pid).context(STAGE, "pidfd_open", path.display());
+    pid.map(open).transpose()
 }
 
 /// For pause: a procfs of its PID namespace, for the containers that come to live there; none where the kernel can make it
